@@ -1,0 +1,927 @@
+"""Qwen2-VL (arXiv 2409.12191): pictures, videos and text in, text out, from plain PyTorch operations.
+
+In the order of reading: configuration, rotary positions, attention, the vision transformer, 3D positions (M-RoPE),
+the decoder, the whole model, generation, the command line. What differs from a plain decoder with a vision encoder:
+  * a picture keeps its own size: each patch of 14 x 14 pixels is a token of the vision transformer, and 2 x 2 of
+    those become one token of the decoder, so the number of tokens follows the picture (section 2.1);
+  * the vision transformer knows where a patch is by turning queries and keys by its row and column (2D RoPE);
+  * the decoder does the same with three numbers a token: time, row and column (M-RoPE, section 2.1).
+
+Module attributes carry the official checkpoint's names. Locals carry these letters:
+  B batch   T tokens in this call   S tokens so far (cache + T)   P patches of a frame   D width
+  t, h, w a grid in patches: frames/2, rows, columns   H, K query and key-value heads   d size of a head
+"""
+
+import argparse
+import contextlib
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+import load
+
+# What the official config.json leaves out; source: the released modelling code.
+VISION_NORM_EPS = 1e-6
+VISION_ROPE_THETA = 10_000.0
+
+IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2")
+Media = tuple[Tensor | None, Tensor | None]  # pixel values (patches, 1176) and grids (pictures, 3)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision transformer's sizes: `vision_config` in config.json."""
+
+    depth: int
+    embed_dim: int  # D of the vision transformer
+    num_heads: int
+    mlp_ratio: float
+    in_chans: int
+    hidden_size: int  # D of the decoder, which the merger puts out
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+
+
+@dataclass(frozen=True)
+class Qwen2VLConfig:
+    """The model's sizes and token ids: the official flat config.json, every field required."""
+
+    vocab_size: int
+    hidden_size: int  # D of the decoder
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # how many of the d/2 frequencies turn with time, row, column
+    tie_word_embeddings: bool
+    bos_token_id: int
+    eos_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    image_token_id: int
+    video_token_id: int
+    vision_config: VisionConfig
+
+    @classmethod
+    def from_dict(cls, config: dict) -> "Qwen2VLConfig":
+        """Read a config.json dict, flat or nested; ValueError names what is missing."""
+        config = load.flatten_config(config)
+        config = config | {"mrope_section": (config.get("rope_scaling") or {}).get("mrope_section")}
+        vision = config.get("vision_config", {})
+        missing = [f.name for f in fields(cls) if config.get(f.name) is None]
+        missing += [f"vision_config.{f.name}" for f in fields(VisionConfig) if vision.get(f.name) is None]
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
+        values = {f.name: config[f.name] for f in fields(cls)}
+        values["vision_config"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})
+        values["mrope_section"] = tuple(config["mrope_section"])
+        return cls(**values)
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
+        """The config of "tiny", a folder or a Hub repository."""
+        return cls.from_dict(load.read_config(load.find_checkpoint(name, weights=False)))
+
+    def to_dict(self) -> dict:
+        """The official flat layout, which `transformers` reads as well."""
+        config = asdict(self)
+        rope = {"type": "mrope", "mrope_section": list(config.pop("mrope_section"))}
+        family = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
+        return family | {"hidden_act": "silu", "rope_scaling": rope} | config
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def __post_init__(self):
+        if sum(self.mrope_section) * 2 != self.head_dim:
+            raise ValueError(f"mrope_section {self.mrope_section} must add up to {self.head_dim / 2:g}")
+
+
+def rope_frequencies(d: int, theta: float, device: torch.device) -> Tensor:
+    """Radians per step of position, (d/2,) float32: theta^(-2i/d), from 1 down to almost 1/theta."""
+    return 1.0 / theta ** (torch.arange(0, d, 2, device=device).float() / d)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + d/2]) of x (..., d) by its angle; cos and sin (..., d) broadcast."""
+    left, right = x.chunk(2, dim=-1)  # the checkpoint pairs i with i + d/2, not with i + 1
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, implementation: str, causal=False, visible=None, real=None
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention by the implementation that the caller names, and never by another.
+
+    q: (B, H, T, d); k, v: (B, K, S, d) with H a multiple of K (grouped queries). causal: query i sees keys up to
+    S - T + i. visible: (B, 1, T, S), True where a query sees a key, says it all. real: (B, S), False for padding,
+    is what "flash_attention_2" takes in its place. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
+    """
+    H, T, d = q.shape[1:]
+    weights = None
+    if implementation == "eager":  # the definition: what the other two must agree with
+        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(d)  # (B, H, T, S)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -math.inf)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)  # bf16 sums would lose small terms
+        out = weights @ v  # (B, H, T, d)
+    elif implementation == "sdpa":  # fused: the T x S scores are never stored
+        causal = causal and visible is None and T > 1  # a single new token sees all before it
+        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal, enable_gqa=H != k.shape[1])
+    elif q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        out = packed_attention(q, k, v, causal, real, find_flash_kernel())
+    else:
+        raise ValueError(
+            f"flash_attention_2 runs on CUDA in float16 or bfloat16, not on {q.device} in {q.dtype}"
+        )
+    return out.transpose(1, 2).flatten(2), weights
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None, kernel) -> Tensor:
+    """Leave out padding, lay the rows end to end, let `kernel` attend within each, and put the results back.
+
+    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal) gets q (tokens, H, d), k and v (tokens, K, d), and in cu_q and
+    cu_k, (B + 1,) int32, where rows start; a row's queries are the last of its keys. Returns (B, H, T, d).
+    """
+    T, S = q.shape[2], k.shape[2]
+    real = q.new_ones(len(q), S, dtype=torch.bool) if real is None else real
+    asks = real[:, S - T :]  # (B, T): the queries that are not padding
+    lengths = asks.sum(1), real.sum(1)  # each (B,)
+    starts = [F.pad(n.cumsum(0), (1, 0)).int() for n in lengths]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T or S, heads, d)
+    out = torch.zeros_like(q)
+    out[asks] = kernel(q[asks], k[real], v[real], *starts, *(int(n.max()) for n in lengths), causal)
+    return out.transpose(1, 2)
+
+
+@functools.cache
+def find_flash_kernel() -> Callable[..., Tensor]:
+    """The `flash_attn` package where installed, else the FlashAttention kernels in PyTorch 2.11 or newer."""
+    with contextlib.suppress(ImportError):
+        from flash_attn import flash_attn_varlen_func
+
+        return lambda *packed, causal: flash_attn_varlen_func(*packed, causal=causal)
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        raise ValueError("flash_attention_2 needs the package flash-attn, or torch 2.11 or newer") from None
+
+    def kernel(q, k, v, *packed, causal):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # 2.11 wants H heads
+        return varlen_attn(q, k, v, *packed, window_size=(-1, 0 if causal else -1))
+
+    return kernel
+
+
+class PatchEmbed(nn.Module):
+    """A patch of 2 frames x 14 x 14 pixels x 3 colours becomes one vector.
+
+    The checkpoint holds the weight of a Conv3d whose stride is its kernel: it looks at each patch once and by itself.
+    That is a matrix product over flattened patches, and as one it runs 10 to 20 times faster.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_chans, config.embed_dim, kernel, stride=kernel, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        weight = self.proj.weight.flatten(1)  # (D, 3 * 2 * 14 * 14)
+        return F.linear(pixels.to(weight.dtype), weight)  # (..., 1176) -> (..., D)
+
+
+class VisionAttention(nn.Module):
+    """Every patch of a frame looks at every other patch of the same frame."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (t, P, 3, H, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (t, H, P, d)
+        q, k = (rotate(y.float(), cos, sin).to(y.dtype) for y in (q, k))  # in float32, as the reference does
+        return self.proj(attention(q, k, v, implementation)[0])  # (t, P, D)
+
+
+class VisionMlp(nn.Module):
+    """Two linear layers around quick-GELU, x * sigmoid(1.702 x)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        inner = int(config.embed_dim * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.embed_dim, inner)
+        self.fc2 = nn.Linear(inner, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))
+
+
+class VisionBlock(nn.Module):
+    """Attention, then the MLP, each on normalised input and added to what was there."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=VISION_NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=VISION_NORM_EPS)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMlp(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, implementation)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """2 x 2 neighbouring patches become one token of the decoder's width.
+
+    The processor has laid the four patches of a square side by side, so merging is a reshape and an MLP.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        size = config.embed_dim * config.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(config.embed_dim, eps=VISION_NORM_EPS)
+        self.mlp = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.mlp[0].in_features))  # (t, P, D) -> (t * P/4, decoder's D)
+
+
+class VisionTransformer(nn.Module):
+    """The patches of pictures and videos become tokens of the decoder, one picture at a time.
+
+    Pictures never see each other, so each goes through alone: no mask over all patches of all pictures, memory for
+    one picture only, and the same bits whatever stands beside it. Nor do the frames of a video see each other (pairs
+    of frames, strictly: a patch is two frames deep); being of one size, they go through as a batch.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config)
+
+    def forward(self, pixel_values: Tensor, grid_thw: Tensor, implementation: str = "sdpa") -> Tensor:
+        """pixel_values: (all patches, 1176); grid_thw: (pictures, 3). Returns (all patches / 4, decoder's D)."""
+        sizes = grid_thw.prod(-1).tolist()
+        if sum(sizes) != len(pixel_values):
+            raise ValueError(f"the grids hold {sum(sizes)} patches, pixel_values has {len(pixel_values)}")
+        pictures = zip(pixel_values.split(sizes), grid_thw.tolist(), strict=True)
+        return torch.cat([self.encode(pixels, *grid, implementation) for pixels, grid in pictures])
+
+    def encode(self, pixels: Tensor, t: int, h: int, w: int, implementation: str = "sdpa") -> Tensor:
+        """One picture (t = 1) or video: (t * h * w, 1176) to (t * h * w / 4, decoder's D)."""
+        x = self.patch_embed(pixels).view(t, h * w, -1)  # (t, P, D)
+        cos, sin = self.rotary_table(h, w, x.device)
+        for block in self.blocks:
+            x = block(x, cos, sin, implementation)
+        return self.merger(x)
+
+    def rotary_table(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin (P, d) of a frame's patches: half of the frequencies turn with the row, half with the column."""
+        m, d = self.config.spatial_merge_size, self.config.embed_dim // self.config.num_heads
+        frequencies = rope_frequencies(d // 2, VISION_ROPE_THETA, device)  # (d/4,)
+        where = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))  # (P, 2)
+        where = where.view(h // m, m, w // m, m, 2).transpose(1, 2)  # in the patches' order: square by square
+        angles = (where.reshape(h * w, 2, 1) * frequencies).flatten(1)  # (P, d/2)
+        angles = torch.cat((angles, angles), dim=-1)  # (P, d): `rotate` pairs i with i + d/2
+        return angles.cos(), angles.sin()
+
+
+def get_rope_index(
+    config: Qwen2VLConfig, input_ids: Tensor, image_grid_thw=None, video_grid_thw=None, attention_mask=None
+) -> tuple[Tensor, Tensor]:
+    """Where each token is, in time, row and column (M-RoPE, section 2.1).
+
+    Text counts 0, 1, 2 ... on all three axes. A picture or video starts at the next free number and adds its own
+    frame, row and column; the text behind it goes on at the largest number so far + 1, whichever axis has it.
+
+    input_ids: (B, T); grids: (pictures or videos, 3) in patches, in prompt order over all rows; attention_mask: (B, T),
+    0 for padding, which is passed over (and gets position 1, as in the reference). Returns positions (3, B, T) and,
+    per row, (B, 1): next position - T. Decoding adds that delta to the number of tokens so far, padding included.
+    """
+    m = config.vision_config.spatial_merge_size
+    kinds = {config.image_token_id: image_grid_thw, config.video_token_id: video_grid_thw}
+    grids = {token: iter([] if grid is None else grid.tolist()) for token, grid in kinds.items()}
+    positions, deltas = input_ids.new_ones(3, *input_ids.shape), input_ids.new_zeros(len(input_ids), 1)
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    for row, mask in enumerate(real.bool()):
+        tokens = input_ids[row, mask].tolist()
+        where, start = [], 0  # where each token is; the next free number
+        while len(where) < len(tokens):
+            token, t, h, w = tokens[len(where)], 1, 1, 1
+            if token in grids:
+                t, h, w = next(grids[token], (0, 0, 0))
+                h, w = h // m, w // m
+                slots = tokens[len(where) :][: t * h * w].count(token)
+                if not slots or slots < t * h * w:
+                    raise ValueError(
+                        f"row {row} has slots for a picture that was not given, or of another size"
+                    )
+            where += [(start + i, start + j, start + k) for i in range(t) for j in range(h) for k in range(w)]
+            start += max(t, h, w)
+        positions[:, row, mask] = input_ids.new_tensor(where).view(-1, 3).T
+        deltas[row] = start - input_ids.shape[1]
+    if left := sum(len(list(grid)) for grid in grids.values()):
+        raise ValueError(f"{left} pictures or videos were given that the prompt has no slots for")
+    return positions, deltas
+
+
+class KVCache:
+    """Keys and values of all tokens so far, in memory laid out once; it knows its own length."""
+
+    def __init__(self, config: Qwen2VLConfig, batch: int, capacity: int, device=None, dtype=None):
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (layers, B, K, capacity, d)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.capacity, self.length = capacity, 0
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (B, K, T, d) behind what is there; return all keys and values (B, K, S, d) of the layer."""
+        end = self.length + k.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {end} are needed")
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """x over the root of its mean square, in float32, times a learned weight."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention in which H query heads share K key-value heads."""
+
+    def __init__(self, config: Qwen2VLConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        D, H, K, d = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.q_proj = nn.Linear(D, H * d)
+        self.k_proj = nn.Linear(D, K * d)
+        self.v_proj = nn.Linear(D, K * d)
+        self.o_proj = nn.Linear(H * d, D, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, **how):
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (
+            p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections
+        )  # (B, H|K, T, d)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, d): keys are turned once, then kept
+        out, weights = attention(q, k, v, causal=True, **how)
+        return self.o_proj(out), weights  # (B, T, D)
+
+
+class MLP(nn.Module):
+    """SwiGLU: one projection, passed through SiLU, gates another."""
+
+    def __init__(self, config: Qwen2VLConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then the MLP, each on normalised input and added to what was there."""
+
+    def __init__(self, config: Qwen2VLConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, **how):
+        attended, weights = self.self_attn(self.input_layernorm(x), cos, sin, cache, **how)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+class Qwen2VLModel(nn.Module):
+    """The decoder: embeddings in, hidden states out. What stands under `model.` in the checkpoint."""
+
+    def __init__(self, config: Qwen2VLConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, position_ids: Tensor, attention_mask=None, cache=None, implementation: str = "sdpa"
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """x: embeddings (B, T, D); position_ids: (3, B, T); attention_mask: (B, S), 0 for padding; cache: KVCache.
+
+        Returns the last hidden state, normalised; all of them, from the embeddings to that one, each (B, T, D); and
+        the attention weights of each layer, (B, H, T, S), which only "eager" has.
+        """
+        cos, sin = self.rotary_table(position_ids, x.dtype)
+        how = make_masks(x, cache, attention_mask, implementation) | {"implementation": implementation}
+        hidden_states, attentions = [], []
+        for layer in self.layers:
+            hidden_states.append(x)
+            x, weights = layer(x, cos, sin, cache, **how)
+            attentions.append(weights)
+        if cache is not None:
+            cache.length += x.shape[1]
+        x = self.norm(x)
+        return x, (*hidden_states, x), tuple(attentions)
+
+    def rotary_table(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, 1, T, d) of positions (3, B, T): each frequency turns with one of the three axes."""
+        frequencies = rope_frequencies(
+            self.config.head_dim, self.config.rope_theta, position_ids.device
+        )  # (d/2,)
+        sections = zip(position_ids.float(), frequencies.split(self.config.mrope_section), strict=True)
+        angles = torch.cat([axis[..., None] * section for axis, section in sections], dim=-1)  # (B, T, d/2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, d): the same for all heads
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def make_masks(x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, implementation: str) -> dict:
+    """`visible` (B, 1, T, S) and `real` (B, S) as `attention` takes them, None where there is nothing to say."""
+    (B, T), past = x.shape[:2], cache.length if cache is not None else 0
+    S, real = past + T, None
+    if attention_mask is not None:
+        if attention_mask.shape != (B, S):
+            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {S}) is needed")
+        real = None if attention_mask.all() else attention_mask.bool()
+    # sdpa's own causal mask saves ours; not on MPS, where in half precision it leaks the future (pytorch 195910).
+    unneeded = T == 1 or (implementation == "sdpa" and not past and x.device.type != "mps")
+    if implementation == "flash_attention_2" or (real is None and unneeded):
+        return {"visible": None, "real": real}
+    keys = torch.arange(S, device=x.device)
+    visible = (keys <= keys[past:, None])[None]  # (1, T, S)
+    if real is not None:  # a padding query would see nothing, and softmax over nothing is NaN: it sees itself
+        visible = visible & real[:, None] | (keys == keys[past:, None])  # (B, T, S)
+    return {"visible": visible[:, None], "real": real}
+
+
+@dataclass
+class Qwen2VLOutput:
+    logits: Tensor  # (B, T or logits_to_keep, vocabulary)
+    loss: Tensor | None = None  # scalar, float32, where labels were given
+    past_key_values: KVCache | None = None
+    rope_deltas: Tensor | None = None  # (B, 1), see get_rope_index
+    hidden_states: tuple[Tensor, ...] | None = (
+        None  # layers + 1 of (B, T, D): embeddings ... last, normalised
+    )
+    attentions: tuple[Tensor, ...] | None = None  # layers of (B, H, T, S)
+
+
+class Qwen2VLForConditionalGeneration(nn.Module):
+    """Pictures, videos and text in, text out. `attn_implementation` may be changed at any time."""
+
+    def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
+        super().__init__()
+        if attn_implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"attn_implementation {attn_implementation!r} is none of {IMPLEMENTATIONS}")
+        self.config, self.attn_implementation = config, attn_implementation
+        self.generation_config: dict = {}
+        self.visual = VisionTransformer(config.vision_config)
+        self.model = Qwen2VLModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Where the config says so, the head is the embedding table itself."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, dtype="auto", device_map="auto", attn_implementation: str = "sdpa", torch_dtype=None
+    ) -> "Qwen2VLForConditionalGeneration":
+        """Load "tiny", a folder or a Hub repository; ValueError lists every tensor that does not fit.
+
+        dtype "auto" is the checkpoint's own; device_map "auto" is one device: CUDA, else MPS, else CPU.
+        """
+        folder = load.find_checkpoint(name)
+        config = load.read_config(folder)
+        with torch.device("meta"):  # shapes without memory: each tensor gets its storage when it is read
+            model = cls(Qwen2VLConfig.from_dict(config), attn_implementation)
+        dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
+        device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * dtype.itemsize)
+        if attn_implementation == "flash_attention_2":  # say before the weights are read that it can't run
+            attention(*torch.empty(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)
+        tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
+        for name, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+        model.tie_weights()
+        if (folder / "generation_config.json").exists():
+            model.generation_config = load.read_json(folder, "generation_config.json")
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, generation_config.json and the weights in the official layout."""
+        config = self.config.to_dict() | {"torch_dtype": str(self.dtype).removeprefix("torch.")}
+        tensors = {name: p.detach() for name, p in self.named_parameters()}  # a tied head counts once
+        load.save_checkpoint(folder, config, tensors, self.generation_config or None)
+
+    def get_rope_index(self, input_ids, image_grid_thw=None, video_grid_thw=None, attention_mask=None):
+        """See the function of the same name: positions (3, B, T) and deltas (B, 1)."""
+        return get_rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, attention_mask)
+
+    def embed(self, input_ids: Tensor, images: Media = (None, None), videos: Media = (None, None)) -> Tensor:
+        """Token embeddings (B, T, D) in which the features of pictures and videos fill their slots, in order."""
+        embeds = self.model.embed_tokens(input_ids)
+        tokens = {"image": self.config.image_token_id, "video": self.config.video_token_id}
+        for (kind, token), (pixels, grid_thw) in zip(tokens.items(), (images, videos), strict=True):
+            slots = input_ids == token  # (B, T)
+            features = embeds[:0, 0]  # (0, D)
+            if (pixels is None) != (grid_thw is None):
+                raise ValueError(f"{kind}s need both, their pixel values and {kind}_grid_thw")
+            if pixels is not None:
+                features = self.visual(pixels, grid_thw, self.attn_implementation).to(embeds.dtype)
+            if len(features) != slots.sum():
+                raise ValueError(
+                    f"the prompt has {slots.sum()} {kind} tokens, the {kind}s give {len(features)}"
+                )
+            embeds = embeds.masked_scatter(slots[..., None], features)
+        return embeds
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        rope_deltas: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Qwen2VLOutput:
+        """One pass over tokens, pictures and videos. Nothing stays on the model: cache and deltas are the caller's.
+
+        input_ids: (B, T), or inputs_embeds: (B, T, D) with the pictures already in; attention_mask: (B, S), 0 for
+        padding; pixel_values: (patches, 1176) and image_grid_thw: (pictures, 3) in prompt order over all rows, likewise
+        for videos; position_ids: (3, B, T), else from get_rope_index or, behind a filled cache, from rope_deltas (B, 1);
+        labels: (B, T), -100 for no loss; logits_to_keep: only of the last so many positions, 0 for all.
+        """
+        past = past_key_values.length if past_key_values is not None else 0
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if position_ids is None and (rope_deltas if past else input_ids) is None:
+            raise ValueError(f"without position_ids, forward needs {'rope_deltas' if past else 'input_ids'}")
+        if output_attentions and self.attn_implementation != "eager":
+            raise ValueError(f"{self.attn_implementation} keeps no attention weights, eager does")
+        if inputs_embeds is None:
+            images, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
+            inputs_embeds = self.embed(input_ids, images, videos)
+        if position_ids is None and past:  # text behind a filled cache
+            steps = torch.arange(past, past + inputs_embeds.shape[1], device=rope_deltas.device)
+            position_ids = (steps + rope_deltas).expand(3, -1, -1)  # (3, B, T)
+        elif position_ids is None:
+            grids = image_grid_thw, video_grid_thw
+            position_ids, rope_deltas = self.get_rope_index(input_ids, *grids, attention_mask)
+        x, hidden_states, attentions = self.model(
+            inputs_embeds, position_ids, attention_mask, past_key_values, self.attn_implementation
+        )
+        logits = self.lm_head(x[:, -logits_to_keep:])  # [-0:] is all of them
+        loss = None
+        if labels is not None:  # position i - 1 predicts token i
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        hidden_states = hidden_states if output_hidden_states else None
+        attentions = attentions if output_attentions else None
+        return Qwen2VLOutput(logits, loss, past_key_values, rope_deltas, hidden_states, attentions)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        input_ids: Tensor,
+        attention_mask=None,
+        max_new_tokens: int = 128,
+        seed: int | None = None,
+        **settings,
+    ) -> Iterator[Tensor]:
+        """Yield the next token of every row, (B,), until each row has ended or max_new_tokens are out.
+
+        settings: fields of `Sampling`; pictures and videos as `forward` takes them. The pictures are encoded and the
+        prompt is read once (prefill), then each step feeds one token to the cache. Rows that have ended yield padding.
+        """
+        B, T = input_ids.shape
+        if not 1 <= max_new_tokens <= (room := self.config.max_position_embeddings - T):
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model has room for {room}"
+            )
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("generation needs padding on the left, this attention_mask ends in padding")
+        chosen = {f.name: settings.pop(f.name, None) for f in fields(Sampling)}
+        how = Sampling.resolve(self.config, self.generation_config, chosen)
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        cache = KVCache(self.config, B, T + max_new_tokens - 1, self.device, self.dtype)
+        ends, ended = input_ids.new_tensor(how.eos_token_id), torch.zeros_like(input_ids[:, 0]).bool()
+        out = self(input_ids, attention_mask, past_key_values=cache, logits_to_keep=1, **settings)
+        for left in reversed(range(max_new_tokens)):
+            token = next_token(out.logits[:, -1], input_ids, how, generator)  # (B,)
+            token = token.masked_fill(ended, how.pad_token_id)
+            yield token
+            ended = ended | torch.isin(token, ends)
+            if not left or ended.all():
+                return
+            input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # (B, S)
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (0, 1), value=1)  # (B, S)
+            step = {
+                "past_key_values": cache,
+                "rope_deltas": out.rope_deltas,
+                "attention_mask": attention_mask,
+            }
+            out = self(
+                inputs_embeds=self.model.embed_tokens(token[:, None]), **step
+            )  # text, even if a slot's id
+
+    def generate(self, input_ids: Tensor, **settings) -> Tensor:
+        """The prompt and behind it what `stream` yields, (B, T + new); takes what `stream` takes."""
+        tokens = list(self.stream(input_ids, **settings))
+        return torch.cat((input_ids, torch.stack(tokens, dim=1)), dim=1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are neutral: any token may be drawn, at its own probability."""
+
+    do_sample: bool = False  # False, or temperature 0: the likeliest token (greedy)
+    temperature: float = 1.0
+    top_k: int = 0  # only the k likeliest; 0 for all
+    top_p: float = 1.0  # only the likeliest that together reach this probability
+    repetition_penalty: float = 1.0
+    eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int = 0
+
+    @classmethod
+    def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
+        """What the caller chose, else what generation_config.json says; ValueError for a value out of range.
+
+        The official file says top_k 1: kept beside a caller's temperature, it would swallow it. So once the caller
+        sets do_sample, temperature, top_k or top_p, the others of the four are neutral.
+        """
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
+        if chance & chosen.keys():
+            known, chosen = known - chance, {"do_sample": True} | chosen
+        values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
+        values |= {name: value for name, value in defaults.items() if name in known} | chosen
+        how = cls(**values)
+        if how.temperature < 0 or how.top_k < 0 or not 0 < how.top_p <= 1 or how.repetition_penalty <= 0:
+            raise ValueError(
+                f"temperature and top_k from 0, top_p in (0, 1], repetition_penalty over 0: got {how}"
+            )
+        return how
+
+
+def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,)."""
+    if not logits.isfinite().all():
+        raise ValueError(f"logits in {logits.dtype} are not finite; load the model in bfloat16 or float32")
+    scores = warp_logits(logits, seen, how)
+    if not how.do_sample or how.temperature == 0:
+        return scores.argmax(-1)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
+    """Repetition penalty, temperature, top-k and top-p, in this order: (B, vocabulary) float32, -inf where cut."""
+    scores = logits.float()
+    if how.repetition_penalty != 1.0:  # falls on the tokens of the prompt as well, as in the reference
+        old = scores.gather(1, seen)
+        new = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
+        scores = scores.scatter(1, seen, new)
+    if not how.do_sample or how.temperature == 0:
+        return scores
+    scores = scores / how.temperature
+    if how.top_k and how.top_k < scores.shape[-1]:
+        kth = scores.topk(how.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < kth, -math.inf)  # ties with the k-th stay
+    if how.top_p < 1.0:
+        ordered, index = scores.sort()  # ascending: the tail whose sum stays within 1 - top_p goes
+        cut = ordered.softmax(-1).cumsum(-1) <= 1 - how.top_p
+        cut[:, -1] = False  # the likeliest always stays
+        scores = scores.masked_fill(cut.scatter(1, index, cut), -math.inf)
+    return scores
+
+
+EXAMPLES = """examples:
+  python qwen2vl.py --image examples/shapes.png
+  python qwen2vl.py --image a.jpg --image b.jpg --prompt "What differs?" --model Qwen/Qwen2-VL-2B-Instruct
+  python qwen2vl.py --video clip.mp4 --fps 1 --prompt "What happens?" --model /models/Qwen2-VL-7B-Instruct
+  python qwen2vl.py --chat --image examples/shapes.png"""
+TINY = """model: tiny, embedded here; it knows drawn shapes, their colours and places, and nothing else.
+For real pictures: --model Qwen/Qwen2-VL-2B-Instruct (downloads 4.4 GB), or a folder that holds it."""
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    about = "Ask Qwen2-VL about pictures and videos. The answer goes to stdout, everything else to stderr."
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, epilog=EXAMPLES, formatter_class=raw)
+    add = parser.add_argument
+    add(
+        "--image",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="path, URL or data: URI; may be repeated",
+    )
+    add("--video", action="append", default=[], metavar="SOURCE", help="path or URL; may be repeated")
+    add("--prompt", default="Describe this image.", help="default: %(default)s")
+    add("--system", help="replaces the default system prompt")
+    add("--chat", action="store_true", help="talk in turns; /image PATH, /video PATH, /reset, /quit")
+    add(
+        "--model",
+        default="tiny",
+        help="tiny (default), a folder, or a Hub name like Qwen/Qwen2-VL-2B-Instruct",
+    )
+    add("--device", default="auto", help="auto (default: CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", help="auto (default: as stored), bfloat16, float16, float32")
+    add("--attn", default="sdpa", choices=IMPLEMENTATIONS, help="attention (default: sdpa)")
+    add("--fps", type=float, help="frames a second taken from a video (default: 2)")
+    add("--min-pixels", type=int, help="smaller pictures are enlarged to this many pixels")
+    add("--max-pixels", type=int, help="larger pictures are shrunk to this many; 784 make one token")
+    add("--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)")
+    add("--temperature", type=float, help="0: the likeliest answer; default: as generation_config.json says")
+    add("--top-k", type=int, help="draw from the k likeliest tokens only")
+    add("--top-p", type=float, help="draw from the likeliest tokens that together reach this probability")
+    add("--seed", type=int, help="the same seed draws the same answer")
+    add("--trace", action="store_true", help="a table of each stage's shapes, time and memory")
+    return parser.parse_args(argv)
+
+
+class Conversation:
+    """A loaded model and what has been said: what one question and a chat share."""
+
+    def __init__(self, args: argparse.Namespace):
+        from processor import Qwen2VLProcessor  # here: the model alone needs no picture libraries
+
+        limits = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+        self.args, self.processor = args, Qwen2VLProcessor.from_pretrained(args.model, **limits)
+        self.model = Qwen2VLForConditionalGeneration.from_pretrained(
+            args.model, args.dtype, args.device, args.attn
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
+        self.media = []  # given, and not yet asked about
+
+    def ask(self, prompt: str) -> None:
+        """Stream the answer to stdout. After an error, the conversation is what it was before the question."""
+        question = {"role": "user", "content": [*self.media, {"type": "text", "text": prompt}]}
+        self.media = []
+        with trace_stages(self.model) if self.args.trace else contextlib.nullcontext():
+            inputs = self.processor.apply_chat_template(
+                [*self.messages, question],
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                video_fps=self.args.fps,
+            ).to(self.model.device)
+            names = ("max_new_tokens", "seed", "temperature", "top_k", "top_p")
+            settings = {name: getattr(self.args, name) for name in names}
+            answer, text = [], self.processor.text_stream()
+            for token in self.model.stream(**inputs, **settings):
+                answer.append(text.push(int(token)))
+                print(answer[-1], end="", flush=True)
+            answer.append(text.finish())
+            print(answer[-1], flush=True)
+        self.messages += [question, {"role": "assistant", "content": "".join(answer)}]
+
+    def chat(self) -> None:
+        """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
+        print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
+        while True:
+            print("> ", end="", file=sys.stderr, flush=True)
+            try:
+                command, _, rest = (line := input().strip()).partition(" ")
+                if command in ("/image", "/video"):
+                    self.media.append({"type": command[1:], "path": rest.strip()})
+                elif command == "/reset":
+                    self.reset()
+                elif command == "/quit":
+                    return
+                elif line:
+                    self.ask(line)
+            except EOFError:
+                return
+            except (ValueError, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def trace_stages(model: Qwen2VLForConditionalGeneration) -> Iterator[None]:
+    """Time the model's stages through forward hooks; at the end, a table on stderr."""
+    vision, decoder, cuda = model.visual, model.model, model.device.type == "cuda"
+    stages = {
+        "patch embedding": (vision.patch_embed, vision.patch_embed),
+        f"{len(vision.blocks)} vision blocks": (vision.blocks[0], vision.blocks[-1]),
+        "merger": (vision.merger, vision.merger),
+        "token embedding": (decoder.embed_tokens, decoder.embed_tokens),
+        f"{len(decoder.layers)} decoder layers": (decoder.layers[0], decoder.layers[-1]),
+        "head": (model.lm_head, model.lm_head),
+    }
+    began, rows, hooks = {}, {}, []
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def enter(stage: str, module: nn.Module, inputs: tuple) -> None:
+        began[stage] = clock(), tuple(inputs[0].shape)
+
+    def leave(stage: str, module: nn.Module, inputs: tuple, out) -> None:
+        start, shape = began[stage]
+        phase = "decode" if ("prefill", "head") in rows else "prefill"
+        calls, seconds, _ = rows.get((phase, stage), (0, 0.0, ""))
+        shapes = f"{shape} -> {tuple((out[0] if isinstance(out, tuple) else out).shape)}"
+        rows[phase, stage] = calls + 1, seconds + clock() - start, shapes
+
+    for stage, (first, last) in stages.items():
+        hooks.append(first.register_forward_pre_hook(functools.partial(enter, stage)))
+        hooks.append(last.register_forward_hook(functools.partial(leave, stage)))
+    start = clock()
+    yield
+    for hook in hooks:
+        hook.remove()
+    print(f"{'phase':8}{'stage':20}{'calls':>6}{'ms':>10}  shapes of the last call", file=sys.stderr)
+    for (phase, stage), (calls, seconds, shapes) in rows.items():
+        print(f"{phase:8}{stage:20}{calls:6}{1000 * seconds:10.1f}  {shapes}", file=sys.stderr)
+    print(f"{clock() - start:.2f} s in all; memory at most {load.peak_memory(model.device)}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: 0, or 2 after one line on stderr about what was wrong with the input."""
+    args = parse_arguments(argv)
+    try:
+        if args.model == "tiny":
+            print(TINY, file=sys.stderr)
+        conversation = Conversation(args)
+        conversation.media += [{"type": "image", "path": source} for source in args.image]
+        conversation.media += [{"type": "video", "path": source} for source in args.video]
+        conversation.chat() if args.chat else conversation.ask(args.prompt)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,856 @@
+"""processor.py: pictures, clips and conversations → patches and token ids, against the reference implementation.
+
+Needs the official tokenizer, template and configs: QWEN2VL_OFFICIAL names a folder that holds them.
+"""
+
+import ast
+import base64
+import importlib.util
+import io
+import json
+import math
+import os
+import random
+import shutil
+import threading
+import weakref
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+import processor as P
+from processor import Qwen2VLImageProcessor, Qwen2VLImageProcessorFast, Qwen2VLProcessor, smart_resize
+
+transformers = pytest.importorskip("transformers", reason="the oracle: pip install -e .[dev]")
+GROUNDING = ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"]
+GROUNDING += ["<|quad_start|>", "<|quad_end|>"]
+CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"]
+CONTROL += ["<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+TEXTS = [
+    "Hello",
+    " world",
+    "\n",
+    "  two  spaces ",
+    "12345",
+    "I'll say: don't!",
+    "你好，世界",
+    "👩‍👩‍👧 🇨🇭",
+    "e\u0301",
+    "\t\n\n x",
+]
+TEXTS += ["na\u00efve", "def f(x):\n    return x", "<|", "|>", "", "ＡＢＣ", "\u202eabc", "user\n", "<tool>"]
+
+
+# ---------------------------------------------------------------- what the tests work with
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory) -> Path:
+    """A checkpoint folder without weights, put together from the official files."""
+    source = os.environ.get("QWEN2VL_OFFICIAL")
+    if not source:
+        pytest.skip("QWEN2VL_OFFICIAL is not set: it names a folder of official configs and tokenizer files")
+    folder = tmp_path_factory.mktemp("official")
+    for name in ("tokenizer", "tokenizer_config", "chat_template", "preprocessor_config"):
+        shutil.copyfile(Path(source) / f"{name}.json", folder / f"{name}.json")
+    shutil.copyfile(Path(source) / "config-2b.json", folder / "config.json")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ours(official) -> Qwen2VLProcessor:
+    return Qwen2VLProcessor.from_pretrained(official)
+
+
+@pytest.fixture(scope="session")
+def theirs(official):
+    """The reference's tokenizer, with the official template."""
+    tokenizer = transformers.Qwen2TokenizerFast.from_pretrained(official)
+    tokenizer.chat_template = json.loads((official / "chat_template.json").read_text())["chat_template"]
+    return tokenizer
+
+
+def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
+    """Smooth colours under sharp noise, so that every filter tap shows."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    pixels[: height // 2] = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
+    return Image.fromarray(pixels if channels > 1 else pixels[..., 0])
+
+
+def say(*items, role: str = "user") -> list[dict]:
+    return [
+        {"role": role, "content": [{"type": "text", "text": x} if isinstance(x, str) else x for x in items]}
+    ]
+
+
+def clip(path: Path, count: int, rate: int = 10, codec="mpeg4", size=(64, 48), times=None) -> Path:
+    """A clip whose frames tell their numbers: in each, block i of 16 x 16 px is white if bit i is set."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(count):
+            blocks = np.array([255 * (number >> i & 1) for i in range(size[0] * size[1] // 256)], np.uint8)
+            pixels = blocks.reshape(size[1] // 16, size[0] // 16).repeat(16, 0).repeat(16, 1)  # (H, W)
+            frame = av.VideoFrame.from_ndarray(np.stack([pixels] * 3, -1), "rgb24")
+            frame.pts = number if times is None else times[number]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(frames: list) -> list[int]:
+    """The numbers of frames made by `clip`."""
+    blocks = [np.asarray(frame.convert("L"))[8::16, 8::16].ravel() > 127 for frame in frames]
+    return [sum(int(bit) << i for i, bit in enumerate(block)) for block in blocks]
+
+
+def reference_sample_frames():
+    """`Qwen2VLVideoProcessor.sample_frames` of transformers, cut out of a file that cannot be imported here
+    without torchvision."""
+    root = Path(importlib.util.find_spec("transformers").origin).parent
+    source = (root / "models/qwen2_vl/video_processing_qwen2_vl.py").read_text(encoding="utf-8")
+    found = next(n for n in ast.walk(ast.parse(source)) if getattr(n, "name", "") == "sample_frames")
+    for argument in found.args.args:
+        argument.annotation = None
+    scope = {"math": math, "torch": torch}
+    exec(compile(ast.Module([found], []), "reference", "exec"), scope)
+    defaults = SimpleNamespace(num_frames=None, fps=None, temporal_patch_size=2, min_frames=4, max_frames=768)
+    return partial(scope["sample_frames"], defaults)
+
+
+# ---------------------------------------------------------------- pictures: sizes and pixel values
+
+
+def test_smart_resize_gives_published_sizes():
+    assert smart_resize(561, 278) == (560, 280)
+    assert smart_resize(70, 420) == (56, 420), "70 / 28 = 2.5 rounds half to even"
+    assert smart_resize(31, 639, max_pixels=20 * 784)[0] == 28, "a side never becomes 0"
+    for limits, patches in (({}, 5704), ({"min_pixels": 64**2, "max_pixels": 512**2}, 1320)):
+        height, width = smart_resize(876, 1300, **({"max_pixels": 12845056} | limits))
+        assert height * width // 14**2 == patches and height * width // 28**2 == patches // 4
+
+
+def test_smart_resize_equals_the_reference():
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference
+
+    rng = random.Random(0)
+    for _ in range(5000):
+        height, width = (int(2 ** rng.uniform(0, 12)) for _ in range(2))
+        least = rng.choice([0, 28 * 28, 56 * 56, rng.randrange(784, 10**6)])
+        most = rng.choice([14 * 14 * 4 * 1280, max(784, least + rng.randrange(10**6))])
+        most = max(least, most)
+        if max(height, width) / min(height, width) <= 200:
+            expected = reference(height, width, 28, least, most)
+            assert smart_resize(height, width, 28, least, most) == (tuple(max(28, side) for side in expected))
+
+
+@pytest.mark.parametrize(
+    "arguments, numbers",
+    [
+        ((2010, 10), ["2010", "10"]),
+        ((0, 5), ["0", "5"]),
+        ((50, 50, 28, 3136, 3000), ["3136", "3000"]),
+        ((50, 50, 28, 100, 700), ["28 x 28", "700"]),
+    ],
+)
+def test_sizes_and_limits_that_cannot_be_met_are_errors_with_both_numbers(arguments, numbers):
+    with pytest.raises(ValueError) as error:
+        smart_resize(*arguments)
+    assert all(number in str(error.value) for number in numbers) and "\n" not in str(error.value)
+
+
+def reference_pixels(picture: Image.Image, least: int, most: int) -> dict:
+    reference = transformers.Qwen2VLImageProcessor(min_pixels=least, max_pixels=most)
+    return reference(images=[picture], return_tensors="pt")
+
+
+def random_cases(count: int):
+    rng = random.Random(1)
+    for seed in range(count):
+        mode = rng.choice(["RGB", "RGB", "L", "P", "1"])
+        picture = noise(rng.randrange(4, 260), rng.randrange(4, 260), seed)
+        yield (
+            picture.convert(mode),
+            *rng.choice([(3136, 12845056), (784, 784 * rng.randrange(1, 40)), (50000, 90000)]),
+        )
+
+
+def test_pixel_values_equal_the_reference():
+    for picture, least, most in random_cases(40):
+        expected = reference_pixels(picture, least, most)
+        got = Qwen2VLImageProcessor(min_pixels=least, max_pixels=most)(picture)
+        assert got.image_grid_thw.tolist() == expected["image_grid_thw"].tolist(), (picture.size, least, most)
+        assert got.pixel_values.dtype == torch.float32 and got.image_grid_thw.dtype == torch.int64
+        assert (got.pixel_values - expected["pixel_values"]).abs().max() <= 1e-6, (picture.size, least, most)
+
+
+def test_fast_pixel_values_are_close_to_the_reference():
+    """Rows before columns: so do torch, torchvision and Pillow up to 12. Pillow 13 turns them round in some shapes."""
+    level, off, count = 1 / 255 / 0.26, 0, 0
+    for picture, least, most in random_cases(60):
+        height, width = smart_resize(picture.height, picture.width, 28, least, most)
+        rows = picture.convert("RGB").resize((width, picture.height), Image.Resampling.BICUBIC)
+        resized = rows.resize((width, height), Image.Resampling.BICUBIC)
+        expected = reference_pixels(resized, 784, 10**9)["pixel_values"]
+        got = Qwen2VLImageProcessorFast(min_pixels=least, max_pixels=most)(picture).pixel_values
+        error = (got - expected).abs()
+        assert error.max() <= 2.1 * level, (picture.size, picture.mode, least, most)
+        off, count = off + int((error > 2e-2).sum()), count + error.numel()
+    assert off <= 1e-4 * count, "nearly all are within one of 255 levels"
+
+
+@pytest.mark.parametrize("kind", [Qwen2VLImageProcessor, Qwen2VLImageProcessorFast])
+def test_pictures_of_mixed_sizes_come_out_in_order_and_as_if_alone(kind):
+    pictures = [noise(h, w, i) for i, (h, w) in enumerate([(56, 84), (40, 40), (56, 84), (84, 56), (40, 40)])]
+    together, alone = kind()(pictures), [kind()(picture) for picture in pictures]
+    assert torch.equal(together.pixel_values, torch.cat([one.pixel_values for one in alone]))
+    assert torch.equal(together.image_grid_thw, torch.cat([one.image_grid_thw for one in alone]))
+
+
+def test_nearest_limit_wins(official):
+    """facts.md, case 13: max_pixels at load, in a call and per item."""
+    picture, side = noise(560, 560), lambda most: math.isqrt(most)
+    tokens = lambda batch: int(batch["image_grid_thw"].prod()) // 4
+    loaded = Qwen2VLProcessor.from_pretrained(official, max_pixels=280**2)
+    item = {"type": "image", "image": picture}
+    run = partial(loaded.apply_chat_template, tokenize=True, return_dict=True)
+    assert tokens(run(say(item))) == 100
+    assert tokens(run(say(item), max_pixels=140**2)) == 25
+    assert tokens(run(say(item | {"max_pixels": 84**2}), max_pixels=140**2)) == 9
+    assert tokens(run(say(item | {"resized_height": 60, "resized_width": 100}), max_pixels=140**2)) == 2 * 4
+    assert tokens(loaded(text="<|image_pad|>", images=picture, max_pixels=560**2)) == 400
+    with pytest.raises(ValueError, match="3000.*3136"):
+        run(say(item | {"max_pixels": 3000}))
+    assert side(4) == 2
+
+
+def test_size_in_place_of_limits_is_understood(official, tmp_path):
+    config = json.loads((official / "preprocessor_config.json").read_text())
+    for name in ("min_pixels", "max_pixels"):
+        del config[name]
+    config["size"] = {"shortest_edge": 784, "longest_edge": 84**2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    loaded = Qwen2VLImageProcessor.from_pretrained(tmp_path)
+    assert (loaded.min_pixels, loaded.max_pixels) == (784, 84**2)
+
+
+# ---------------------------------------------------------------- odd pictures (facts.md, case 10)
+
+
+def saved(picture: Image.Image, kind: str, **options) -> str:
+    """A picture as a data: URI, through a file format and back."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_transparent_pixels_lie_on_white():
+    colours = np.zeros((2, 3, 4), np.uint8)
+    colours[..., :3], colours[..., 3] = (200, 100, 50), [[0, 51, 255], [102, 153, 204]]
+    alpha = colours[..., 3:] / 255
+    expected = colours[..., :3] * alpha + 255 * (1 - alpha)
+    rgba = Image.fromarray(colours)
+    assert np.abs(np.asarray(P.load_image(rgba)) - expected).max() <= 1
+    assert np.abs(np.asarray(P.load_image(saved(rgba, "PNG"))) - expected).max() <= 1
+    grey = np.asarray(P.load_image(rgba.convert("LA")))
+    assert np.abs(grey - (np.asarray(rgba.convert("L"))[..., None] * alpha + 255 * (1 - alpha))).max() <= 1
+
+
+@pytest.mark.parametrize("mode, key", [("RGB", (10, 20, 30)), ("L", 10), ("P", 1)])
+def test_a_transparent_colour_is_white(mode, key):
+    picture = Image.new(mode, (2, 1), key)
+    if mode == "P":
+        picture.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
+    picture.putpixel((1, 0), {"RGB": (40, 50, 60), "L": 40, "P": 2}[mode])
+    left, right = np.asarray(P.load_image(saved(picture, "PNG", transparency=key)))[0].tolist()
+    assert left == [255] * 3 and right == ([40] * 3 if mode == "L" else [40, 50, 60])
+
+
+def test_photos_are_turned_upright_by_their_exif_tag():
+    upright = np.asarray(noise(6, 9))
+    # How the stored picture looks for each value of the tag, from the EXIF standard's table (row 0, column 0 are at ...)
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
+    turned = upright.transpose(1, 0, 2)
+    stored |= {5: turned, 6: turned[::-1], 7: turned[::-1, ::-1], 8: turned[:, ::-1]}
+    for tag, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        uri = saved(Image.fromarray(np.ascontiguousarray(pixels)), "PNG", exif=exif)
+        assert np.array_equal(np.asarray(P.load_image(uri)), upright), tag
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind):
+    wide = np.array([[0, 128, 129, 257, 30000, 65535]], np.uint16)
+    got = np.asarray(P.load_image(saved(Image.fromarray(wide), kind)))
+    assert got[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255] and (got == got[..., :1]).all()
+    assert np.array_equal(np.asarray(P.load_image(Image.fromarray(wide.astype(np.int32)))), got)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "1", "YCbCr", "HSV"])
+def test_other_modes_are_converted_as_in_the_reference(mode):
+    from transformers.image_transforms import convert_to_rgb
+
+    picture = noise(20, 30).convert(mode)
+    assert np.array_equal(np.asarray(P.load_image(picture)), np.asarray(convert_to_rgb(picture)))
+
+
+def test_an_animated_picture_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    for kind in ["GIF", "PNG"] + ["WEBP"] * features.check("webp"):
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        uri = saved(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+        assert P.load_image(uri).getpixel((3, 3)) == (255, 0, 0), kind
+
+
+def test_a_single_pixel_is_enlarged():
+    batch = Qwen2VLImageProcessor()(Image.new("RGB", (1, 1), (255, 0, 127)))
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    expected = (np.array([1, 0, 127 / 255]) - mean) / std
+    assert batch.image_grid_thw.tolist() == [[1, 4, 4]]
+    got = batch.pixel_values.view(16, 3, -1)
+    assert np.abs(got.numpy() - expected[None, :, None]).max() < 1e-6
+
+
+# ---------------------------------------------------------------- sources
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An http server on the test's folder that refuses urllib's own User-Agent, as some hosts do."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            refused = self.headers["User-Agent"].startswith("Python-urllib")
+            self.send_error(403) if refused else super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_source_of_a_picture_gives_the_same_pixels(server, tmp_path):
+    picture = noise(20, 30)
+    path = tmp_path / "a picture.png"
+    picture.save(path)
+    pixels = np.asarray(picture)
+    tensor = torch.from_numpy(pixels.copy())
+    sources = [path, str(path), path.as_uri(), f"{server}/a%20picture.png", saved(picture, "PNG")]
+    for source in [*sources, picture, pixels, tensor, tensor.permute(2, 0, 1)]:
+        assert np.array_equal(np.asarray(P.load_image(source)), pixels), P.describe(source)
+    assert np.array_equal(np.asarray(P.load_image(pixels[..., 0]))[..., 2], pixels[..., 0])
+
+
+def test_message_items_name_their_picture_in_four_ways(ours, tmp_path):
+    noise(56, 56).save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    items = [{"type": "image", key: path} for key in ("path", "url", "image", "image_url")]
+    items += [{"type": "image_url", "image_url": {"url": path}}, {"image": path}]
+    expected = ours.image_processor(path).pixel_values
+    for item in items:
+        got = ours.apply_chat_template(say(item), tokenize=True, return_dict=True)
+        assert torch.equal(got.pixel_values, expected)
+
+
+def test_bad_pictures_are_one_line_errors_that_name_them(server, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    noise(64, 64).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    cases = {
+        str(tmp_path / "none.png"): (FileNotFoundError, "none.png"),
+        (tmp_path / "gone.png").as_uri(): (FileNotFoundError, "gone.png"),
+        str(tmp_path): (OSError, tmp_path.name),
+        str(tmp_path / "broken.png"): (ValueError, "broken.png"),
+        str(tmp_path / "cut.png"): (ValueError, "cut.png"),
+        f"{server}/none.png": (OSError, "404"),
+        "http://127.0.0.1:9/x.png": (OSError, "127.0.0.1:9"),
+        "data:image/png;base64,AAAA" + "A" * 5000: (ValueError, "data:image/png"),
+        "data:nothing": (OSError, "data:nothing"),
+        "x" * 5000: (OSError, "5002 characters"),
+        "a\0b": (OSError, "null"),
+        3: (ValueError, "3"),
+        None: (ValueError, "None"),
+    }
+    for source, (kind, named) in cases.items():
+        with pytest.raises(kind) as error:
+            P.load_image(source)
+        assert named in str(error.value) and "\n" not in str(error.value), error.value
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "shape, dtype", [((4, 5, 3), "float32"), ((3, 5, 4), "uint8"), ((3, 7, 3), "uint8"), ((0, 4), "uint8")]
+)
+def test_ambiguous_arrays_are_refused(shape, dtype):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\).*got ndarray of"):
+        P.load_image(np.zeros(shape, dtype))
+
+
+# ---------------------------------------------------------------- frames and clips (facts.md, cases 11 and 12)
+
+
+def test_frame_indices_equal_the_reference_wherever_it_returns_n_of_them():
+    reference, compared = reference_sample_frames(), 0
+    rng = random.Random(2)
+    for _ in range(2000):
+        total, rate = rng.randrange(2, 3000), rng.choice([5.0, 10.0, 23.976, 24.0, 25.0, 29.97, 30.0, 60.0])
+        fps = rng.choice([0.5, 1.0, 2.0, 3.0, 10.0])
+        expected = reference(SimpleNamespace(total_num_frames=total, fps=rate), fps=fps)
+        n = min(min(max(total / rate * fps, 4), min(768, total) // 2 * 2), total) // 2 * 2
+        got = P.sample_frames(total, rate, fps=fps)
+        assert len(got) == n
+        if len(expected) == n:
+            compared += 1
+            # The reference multiplies in float32: allow its rounding where the exact quotient is a whole number.
+            whole = [i * total % n == 0 for i in range(int(n))]
+            assert all(
+                a == b or (w and a - b == 1) for a, b, w in zip(got, expected.tolist(), whole, strict=True)
+            )
+    assert compared > 1000
+
+
+def test_frame_counts_of_odd_clips():
+    count = lambda *arguments, **options: len(P.sample_frames(*arguments, **options))
+    assert count(1, 25.0) == 1 and count(2, 25.0) == 2
+    assert count(3, 25.0) == 2 and count(7, 7.0, fps=7) == 6, "floored to even"
+    assert count(100000, 25.0) == 768 and count(100000, 25.0, max_frames=11) == 10
+    assert count(10, 10.0, nframes=7) == 6 and count(10, 10.0, nframes=1) == 1
+    assert P.sample_frames(10, 10.0, nframes=4) == [0, 2, 5, 7]
+    for arguments, options, named in [
+        ((5, 10.0), {"nframes": 6}, ["6", "5"]),
+        ((5, 10.0), {"nframes": 0}, ["0", "5"]),
+        ((0, 10.0), {}, ["0 frames"]),
+        ((9, 10.0), {"fps": 0}, ["fps 0"]),
+        ((9, 10.0), {"min_frames": 8, "max_frames": 6}, ["8", "6"]),
+    ]:
+        with pytest.raises(ValueError) as error:
+            P.sample_frames(*arguments, **options)
+        assert all(text in str(error.value) for text in named)
+
+
+@pytest.mark.parametrize(
+    "suffix, codec", [("mp4", "mpeg4"), ("mkv", "mpeg4"), ("avi", "mpeg4"), ("webm", "libvpx")]
+)
+def test_the_sampled_frames_are_those_asked_for(tmp_path, suffix, codec):
+    path = clip(tmp_path / f"a.{suffix}", 50, codec=codec)
+    with av.open(str(path)) as container:
+        states_count = container.streams.video[0].frames > 0
+    assert states_count == (suffix in ("mp4", "avi")), "both kinds of container are met"
+    assert numbers(P.read_video(path)) == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
+    assert numbers(P.read_video(path, fps=1)) == [0, 12, 25, 37]
+    assert numbers(P.read_video(path, nframes=3)) == [0, 25]
+    assert numbers(P.read_video(path, nframes=1)) == [0]
+    assert numbers(P.read_video(path, nframes=4, video_start=1, video_end=1.9)) == [10, 12, 15, 17]
+    with pytest.raises(ValueError, match="60.*50 frames"):
+        P.read_video(path, nframes=60)
+    with pytest.raises(ValueError, match="5.00 s.*7 to 9"):
+        P.read_video(path, video_start=7, video_end=9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_short_clips_give_whole_frame_pairs(ours, tmp_path, count):
+    path = str(clip(tmp_path / "a.mp4", count))
+    batch = ours.apply_chat_template(say({"type": "video", "path": path}), tokenize=True, return_dict=True)
+    t, h, w = batch.video_grid_thw[0].tolist()
+    assert t == max(1, count // 2) and len(batch.pixel_values_videos) == t * h * w
+    assert batch.input_ids.eq(ours.video_token_id).sum() == t * h * w // 4
+    if count == 1:
+        first, second = batch.pixel_values_videos.view(-1, 3, 2, 196).unbind(2)
+        assert torch.equal(first, second)
+
+
+def test_variable_frame_rate_is_sampled_by_number(tmp_path):
+    times = [0, 1, 2, 3, 30, 31, 32, 60, 61, 99]
+    path = clip(tmp_path / "a.mkv", 10, times=times)
+    assert numbers(P.read_video(path, nframes=10)) == list(range(10))
+    frames = P.read_video(path, fps=1)
+    assert 4 <= len(frames) <= 10 and numbers(frames) == [i * 10 // len(frames) for i in range(len(frames))]
+
+
+def test_a_wrongly_stated_frame_count_is_mended(tmp_path):
+    path = clip(tmp_path / "a.avi", 20)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"strh") + 8 + 32  # dwLength of the stream header
+    assert int.from_bytes(data[at : at + 4], "little") == 20
+    data[at : at + 4] = (200).to_bytes(4, "little")
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 200
+    assert numbers(P.read_video(path, nframes=4)) == [0, 5, 10, 15]
+
+
+def test_a_clip_filmed_with_the_phone_turned_is_upright(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:, :32] = 255  # the left half is white
+        for i in range(4):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    matrix = lambda a, b, c, d: b"".join(
+        v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 2**30)
+    )
+    at = data.index(matrix(65536, 0, 0, 65536), data.index(b"tkhd"))
+    # ISO 14496-12: p' = a*p + c*q, q' = b*p + d*q; this one turns a quarter clockwise, as for a phone held upright.
+    path.write_bytes(data[:at] + matrix(0, 65536, -65536, 0) + data[at + 36 :])
+    frame = np.asarray(P.read_video(path, nframes=2)[0])
+    assert frame.shape == (64, 48, 3)
+    assert frame[:24].mean() > 240 and frame[40:].mean() < 15, "what was at the left is at the top"
+
+
+def test_a_long_clip_is_read_in_bounded_memory(tmp_path):
+    path = clip(tmp_path / "long.mp4", 6000, size=(16, 16))
+    alive, peak = [], 0
+
+    def keep(frame, n):
+        nonlocal alive, peak
+        alive = [ref for ref in [*alive, weakref.ref(frame)] if ref() is not None]
+        peak = max(peak, len(alive))
+        return n
+
+    assert P.read_video(path, keep) == [768] * 768, "600 s at 2 fps, held to 768"
+    assert peak <= 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+def test_video_patches_equal_the_reference_on_the_same_frames(ours, count):
+    for height, width in ((120, 90), (300, 400), (700, 90)):
+        frames = [noise(height, width, seed) for seed in range(count)]
+        least, most = 128 * 784, max(min(768 * 784, 24576 * 784 / count * 2), 128 * 784 * 1.05)
+        reference = transformers.Qwen2VLImageProcessor(min_pixels=least, max_pixels=most)
+        expected = reference.preprocess(images=None, videos=[frames], return_tensors="pt")
+        got = ours(text="<|video_pad|>", videos=[frames])
+        assert got.video_grid_thw.tolist() == expected["video_grid_thw"].tolist()
+        assert (got.pixel_values_videos - expected["pixel_values_videos"]).abs().max() <= 1e-6
+
+
+def test_all_frames_together_stay_under_total_pixels():
+    """qwen-vl-utils: per frame max(min(768·28², total/n·2), 1.05·min), unless the caller asks for less."""
+    for n in (1, 10, 64, 100, 768):
+        limits = P.video_limits(n, {})
+        assert limits["min_pixels"] == 128 * 784
+        assert limits["max_pixels"] == max(min(768 * 784, 24576 * 784 / n * 2), int(128 * 784 * 1.05))
+    assert P.video_limits(10, {"max_pixels": 5000}) == {"min_pixels": 5000, "max_pixels": 5000}
+    assert P.video_limits(10, {"min_pixels": 784})["max_pixels"] == 768 * 784
+    assert P.video_limits(10, {"min_pixels": 784, "total_pixels": 50000})["max_pixels"] == 10000
+
+
+def test_bad_clips_are_one_line_errors_that_name_them(tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"not a clip")
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    (tmp_path / "empty.mkv").write_bytes(clip(tmp_path / "b.mkv", 5).read_bytes()[:600])
+    for source, kind, named in [
+        ("none.mp4", FileNotFoundError, "none.mp4"),
+        ("broken.mp4", ValueError, "broken.mp4"),
+        ("sound.wav", ValueError, "no video"),
+        ("empty.mkv", ValueError, "0 frames"),
+        ([], ValueError, "at least 1 frame"),
+        (5, ValueError, "5"),
+    ]:
+        with pytest.raises(kind, match=named) as error:
+            P.read_video(str(tmp_path / source) if isinstance(source, str) else source)
+        assert "\n" not in str(error.value)
+
+
+def test_a_clip_comes_from_everywhere_and_its_options_from_call_or_item(ours, tmp_path, server):
+    path = clip(tmp_path / "a.mp4", 60)
+    data = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    run = partial(ours.apply_chat_template, tokenize=True, return_dict=True)
+    expected = run(say({"type": "video", "path": str(path)}))
+    assert expected.video_grid_thw[0, 0] == 6
+    for source in (path.as_uri(), f"{server}/a.mp4", data):
+        assert torch.equal(
+            run(say({"type": "video", "url": source})).pixel_values_videos, expected.pixel_values_videos
+        )
+    item = {"type": "video", "video": path}
+    frames = lambda *arguments, **options: int(run(say(*arguments), **options).video_grid_thw[0, 0]) * 2
+    assert frames(item, video_fps=1) == 6 and frames(item, fps=1) == 6
+    assert frames(item | {"nframes": 8}, video_fps=1) == 8 and frames(item | {"fps": 4}, nframes=2) == 24
+    assert frames(item | {"min_frames": 20}) == 20 and frames(item | {"max_frames": 4}) == 4
+    assert frames(item | {"video_start": 1.0, "video_end": 2.95}) == 4
+    with pytest.raises(ValueError, match="not both"):
+        frames(item | {"fps": 1, "nframes": 4})
+    with pytest.raises(ValueError, match="frame_rate"):
+        frames(item, frame_rate=4)
+
+
+# ---------------------------------------------------------------- template and ids
+
+
+def random_conversation(
+    rng: random.Random, media: bool = True, words: list[str] = TEXTS + GROUNDING
+) -> list[dict]:
+    text = lambda: "".join(rng.choices(words, k=rng.randrange(4)))
+    kinds = [lambda: {"type": "text", "text": text()}] * 3
+    if media:
+        kinds += [
+            lambda: {"type": "image"},
+            lambda: {"type": "video"},
+            lambda: {"type": "image", "image": "a.png"},
+        ]
+        kinds += [lambda: {"image_url": {"url": "a.png"}}, lambda: {"type": "image", "url": "a.png"}]
+        kinds += [lambda: {"video": "a.mp4"}, lambda: {"text": text()}]
+    roles = rng.choice(
+        [["system", "user"], ["user"], ["user", "assistant", "user"], ["assistant", "user", "system"]]
+    )
+    items = lambda: [rng.choice(kinds)() for _ in range(rng.randrange(5))]
+    return [{"role": role, "content": text() if rng.random() < 0.3 else items()} for role in roles]
+
+
+def test_rendered_chat_equals_the_official_template_and_its_ids_the_reference(ours, theirs):
+    rng = random.Random(3)
+    for _ in range(80):
+        conversation = random_conversation(rng)
+        options = {"add_generation_prompt": rng.random() < 0.5, "add_vision_id": rng.random() < 0.5}
+        expected = theirs.apply_chat_template(conversation, tokenize=False, **options)
+        assert ours.apply_chat_template(conversation, **options) == expected
+        ids = theirs(expected)["input_ids"]
+        assert ours.encode(P.render(conversation, **options)) == ids
+        slots = {"images": expected.count("<|image_pad|>"), "videos": expected.count("<|video_pad|>")}
+        media = {key: [Image.new("RGB", (56, 56))] * n for key, n in slots.items() if key == "images" and n}
+        if not slots["videos"]:
+            repeated = expected.replace("<|image_pad|>", "<|image_pad|>" * 4)
+            assert ours(text=expected, **media).input_ids.tolist() == [theirs(repeated)["input_ids"]]
+
+
+def test_the_documentations_two_outputs(ours):
+    conversation = say({"type": "image"}, "Hello, how are you?")
+    conversation += say("I'm doing well, thank you for asking. How can I assist you today?", role="assistant")
+    conversation[1]["content"] = conversation[1]["content"][0]["text"]
+    conversation += say("Can you describe these images and video?", {"type": "image"}, {"type": "image"})
+    conversation[2]["content"] += [{"type": "video"}, {"type": "text", "text": "These are from my vacation."}]
+    slot, clip_slot = (
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        "<|vision_start|><|video_pad|><|vision_end|>",
+    )
+    head = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    middle = "Hello, how are you?<|im_end|>\n<|im_start|>assistant\nI'm doing well, thank you for asking. How can I "
+    middle += "assist you today?<|im_end|>\n<|im_start|>user\nCan you describe these images and video?"
+    tail = "These are from my vacation.<|im_end|>\n<|im_start|>assistant\n"
+    plain = ours.apply_chat_template(conversation, add_generation_prompt=True)
+    assert plain == head + slot + middle + slot + slot + clip_slot + tail
+    numbered = ours.apply_chat_template(conversation, add_generation_prompt=True, add_vision_id=True)
+    expected = f"{head}Picture 1: {slot}{middle}Picture 2: {slot}Picture 3: {slot}Video 1: {clip_slot}{tail}"
+    assert numbered == expected
+
+
+def test_control_tokens_in_user_text_are_text(ours, theirs):
+    """facts.md, case 8: never a control id; turns and slots unchanged; decodes back to the same text."""
+    rng = random.Random(4)
+    special = {theirs.convert_tokens_to_ids(token) for token in CONTROL}
+    for _ in range(60):
+        words = [*CONTROL, "<|im_", "end|>", "hi ", "\n", "你好"]
+        nasty = "".join(rng.choices(words, k=6))
+        cut = rng.randrange(len(nasty) + 1)
+        conversation = say(nasty[:cut], nasty[cut:], {"type": "image", "image": Image.new("RGB", (56, 56))})
+        ids = ours.apply_chat_template(conversation, tokenize=True)[0].tolist()
+        plain = theirs(ours.apply_chat_template(say("x", {"type": "image"})))["input_ids"]
+        count = lambda row, token: row.count(theirs.convert_tokens_to_ids(token))
+        for token in set(CONTROL) - {"<|image_pad|>"}:
+            assert count(ids, token) == count(plain, token), (nasty, token)
+        assert count(ids, "<|image_pad|>") == 4
+        inner = [i for i in ids if i not in special]
+        frame = "system\nYou are a helpful assistant.\nuser\n"
+        assert theirs.decode(inner) == f"{frame}{nasty}\n", nasty
+    trusted = ours(text="<|im_start|>user\n<|im_end|>").input_ids[0].tolist()
+    assert trusted == theirs("<|im_start|>user\n<|im_end|>")["input_ids"], "a rendered string is trusted"
+
+
+def test_grounding_tokens_in_text_are_tokens(ours, theirs):
+    text = "the <|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|> <|quad_start|>x<|quad_end|>"
+    ids = ours.apply_chat_template(say(text), tokenize=True)[0].tolist()
+    assert all(ids.count(theirs.convert_tokens_to_ids(token)) == 1 for token in GROUNDING)
+    split = say(
+        "<|box_st", "art|>"
+    )  # two items, one token: as in the reference, which sees the joined string
+    assert ours.encode(P.render(split)) == theirs(ours.apply_chat_template(split))["input_ids"]
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_more_or_fewer_pictures_than_slots_is_an_error_with_both_counts(ours, given):
+    """facts.md, case 7."""
+    text = "<|vision_start|><|image_pad|><|vision_end|>" * 2
+    with pytest.raises(ValueError) as error:
+        ours(text=[text], images=[Image.new("RGB", (28, 28))] * given or None)
+    were = "1 picture was" if given == 1 else f"{given} pictures were"
+    assert str(error.value) == f"the prompt has 2 image slots, {were} given"
+
+
+def test_a_video_slot_wants_a_video(ours):
+    with pytest.raises(ValueError, match=r"0 video slots, 1 video was given"):
+        ours(text="hi", videos=[[Image.new("RGB", (28, 28))] * 2])
+    with pytest.raises(ValueError, match="no source"):
+        ours.apply_chat_template(say({"type": "image"}), tokenize=True)
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        [],
+        [[]],
+        "hi",
+        {"role": "user", "content": "hi"},
+        ["hi"],
+        [{"role": "tool", "content": "x"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": ["hi"]}],
+        [{"role": "user", "content": [{"type": "sound", "sound": "a.wav"}]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+    ],
+)
+def test_misshapen_conversations_are_one_line_errors(ours, conversation):
+    with pytest.raises(ValueError) as error:
+        ours.apply_chat_template(conversation)
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_past_the_models_reach_names_both_numbers_and_what_is_cheaper(ours):
+    with pytest.raises(ValueError, match=r"40\d{3} tokens.*32768.*max_pixels.*fps.*nframes"):
+        ours.apply_chat_template(say("hi " * 40000), tokenize=True)
+
+
+# ---------------------------------------------------------------- batches, decoding, saving
+
+
+def test_lists_are_left_padded_unasked_and_rows_equal_single_ones(ours):
+    picture, frames = noise(56, 56), [noise(60, 60, i) for i in range(3)]
+    talks = [say({"type": "image", "image": picture}, "one"), say("two words and more")]
+    talks += [say({"type": "video", "video": frames}, {"type": "image", "image": noise(84, 84)}, "all")]
+    run = partial(ours.apply_chat_template, tokenize=True, return_dict=True, add_generation_prompt=True)
+    batch, singles = run(talks), [run(talk) for talk in talks]
+    for row, mask, single in zip(batch.input_ids, batch.attention_mask, singles, strict=True):
+        n = single.input_ids.shape[1]
+        assert torch.equal(row[-n:], single.input_ids[0]) and mask.tolist() == [0] * (len(row) - n) + [1] * n
+        assert row[:-n].eq(151643).all()
+    for key in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+        assert torch.equal(batch[key], torch.cat([single[key] for single in singles if key in single]))
+    assert set(singles[1]) == {"input_ids", "attention_mask"}
+    assert torch.equal(run(talks, return_dict=False), batch.input_ids)
+    right = run(talks, padding_side="right")
+    assert torch.equal(right.input_ids[1][right.attention_mask[1] == 1], singles[1].input_ids[0])
+
+
+def test_the_same_batch_comes_from_messages_and_from_rendered_strings(ours):
+    pictures, frames = [noise(56, 84), noise(84, 56)], [noise(60, 60, i) for i in range(4)]
+    talks = [say({"type": "image", "image": pictures[0]}, "a"), say("b", {"type": "video", "video": frames})]
+    talks[1] += say({"type": "image", "image": pictures[1]})
+    texts = ours.apply_chat_template(talks, add_generation_prompt=True)
+    expected = ours.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
+    for images in (pictures, [[pictures[0]], [pictures[1]]]):
+        got = ours(text=texts, images=images, videos=[frames], padding=True, return_tensors="pt")
+        assert set(got) == set(expected) and all(torch.equal(got[key], expected[key]) for key in got)
+    with pytest.raises(ValueError, match="padding=True"):
+        ours(text=["a", "a b c"], padding=False)
+    assert ours(text=["a", "b"], padding=False).input_ids.shape == (2, 1)
+
+
+def test_a_batch_is_a_mapping_that_moves(ours):
+    batch = ours(text="<|image_pad|>", images=noise(28, 28))
+    assert batch.input_ids is batch["input_ids"] and {**batch}.keys() == batch.keys()
+    moved = batch.to("meta", torch.bfloat16)
+    assert moved.pixel_values.is_meta and moved.pixel_values.dtype == torch.bfloat16
+    assert moved.input_ids.is_meta and moved.input_ids.dtype == torch.int64
+    assert batch.to("cpu").pixel_values.dtype == torch.float32
+    with pytest.raises(AttributeError, match="labels"):
+        batch.labels
+
+
+def test_decoding_equals_the_reference(ours, theirs):
+    rng = random.Random(5)
+    words = TEXTS + GROUNDING + CONTROL + [" .", " ?", " n't", " 's", " 're", " ' ", " ,", " !"]
+    rows = [theirs("".join(rng.choices(words, k=12)))["input_ids"] for _ in range(60)]
+    rows += [[rng.randrange(151657) for _ in range(20)] for _ in range(60)]
+    for skip in (False, True):
+        for clean in (False, True):
+            options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
+            assert ours.batch_decode(rows, **options) == theirs.batch_decode(rows, **options)
+    assert ours.batch_decode(torch.tensor([[9707, 1879]])) == [theirs.decode([9707, 1879])]
+    assert ours.decode([9707, 151700, 151935, 1879]) == "Hello\ufffd\ufffd world"
+
+
+def test_emoji_and_cjk_stream_whole(ours, theirs):
+    """facts.md, case 15."""
+    rng = random.Random(6)
+    for _ in range(60):
+        text = "".join(rng.choices([*TEXTS, "🦄", "🫠", "𠜎", "龘", *GROUNDING], k=8))
+        ids, stream = theirs(text)["input_ids"], ours.text_stream()
+        pieces = [stream.push(i) for i in [*ids, ours.eos_token_id, ours.pad_token_id]]
+        assert "".join(pieces) == theirs.decode(ids) and not any("\ufffd" in piece for piece in pieces)
+        assert stream.finish() == ""
+    ids = theirs("🫠")["input_ids"]
+    assert len(ids) >= 3
+    stream = ours.text_stream()
+    assert [stream.push(i) for i in ids] == [""] * (len(ids) - 1) + ["🫠"]
+    assert [stream.push(i) for i in ids[:-1]] == [""] * (len(ids) - 1)
+    assert stream.finish() == "\ufffd", "an unfinished letter at the end of the budget"
+    assert ours.text_stream().push(151900) == "\ufffd", "an id without a token"
+
+
+def test_a_saved_processor_loads_here_and_there(ours, theirs, tmp_path):
+    limited = Qwen2VLImageProcessor(min_pixels=784, max_pixels=78400)
+    Qwen2VLProcessor(limited, ours.tokenizer, ours.files).save_pretrained(tmp_path / "saved")
+    again = Qwen2VLProcessor.from_pretrained(tmp_path / "saved", use_fast=True)
+    assert isinstance(again.image_processor, Qwen2VLImageProcessorFast)
+    assert (again.image_processor.min_pixels, again.image_processor.max_pixels) == (784, 78400)
+    there = transformers.Qwen2TokenizerFast.from_pretrained(tmp_path / "saved")
+    pictures = transformers.Qwen2VLImageProcessor.from_pretrained(tmp_path / "saved")
+    assert (pictures.min_pixels, pictures.max_pixels) == (784, 78400)
+    text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>你好<|box_start|>"
+    assert (
+        there(text)["input_ids"]
+        == theirs(text)["input_ids"]
+        == again(text=text.replace("<|image_pad|>", "<|vision_pad|>")).input_ids[0].tolist()[:0]
+        + again.encode(P.split_tokens(text, again.special))
+    )
+    files = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.json"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == files
+
+
+def test_vision_tokens_that_stand_only_in_tokenizer_config_are_found(official, theirs, tmp_path):
+    """The real repositories' tokenizer.json lacks some of them."""
+    for path in official.iterdir():
+        shutil.copyfile(path, tmp_path / path.name)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    moved = [token for token in tokenizer["added_tokens"] if token["id"] >= 151652]
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 151652]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"] = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in moved}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Qwen2VLProcessor.from_pretrained(tmp_path)
+    assert (loaded.image_token_id, loaded.video_token_id) == (151655, 151656)
+    talk = say({"type": "image"}, "hi")
+    assert loaded.encode(P.render(talk)) == theirs(loaded.apply_chat_template(talk))["input_ids"]
+
+
+def test_a_tokenizer_without_vision_tokens_is_refused(official):
+    from tokenizers import Tokenizer
+
+    tokenizer = json.loads((official / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = tokenizer["added_tokens"][:3]
+    with pytest.raises(ValueError, match=r"lacks.*<\|image_pad\|>"):
+        Qwen2VLProcessor(Qwen2VLImageProcessor(), Tokenizer.from_str(json.dumps(tokenizer)))
