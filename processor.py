@@ -2,8 +2,8 @@
 
   sources   a path, URL, data: URI, array or PIL picture becomes an upright 8-bit RGB picture; a clip, frames
   patches   a picture keeps its shape ("naive dynamic resolution", section 2.1 of arXiv 2409.12191): its sides
-            are rounded to 28 px, and it is cut into patches of 14 x 14 px, two frames deep. The four of a 2 x 2
-            block follow one another, for the model merges them into one token
+            are rounded to 28 px, and it is cut into patches of 14 x 14 px, two frames deep. The four patches
+            of a 2 x 2 block follow one another, for the model merges them into one token
   template  the conversation is written out between control tokens, an <|image_pad|> where a picture goes
   tokens    text becomes ids, and <|image_pad|> is repeated once for every token that its picture will give
 
@@ -181,8 +181,8 @@ def target_size(height: int, width: int, factor: int, options: dict) -> tuple[in
 def patchify(frames: torch.Tensor, ps: int = 14, tps: int = 2, m: int = 2) -> tuple[torch.Tensor, tuple]:
     """Cuts frames (n, C, H, W) into patches (t*h*w, D) and gives their grid (t, h, w).
 
-    Patches come in the merger's order: frame pair, 2 x 2 block, place in the block; values in a patch in that
-    of the checkpoint's Conv3d weight: channel, frame, row, column. The last frame is repeated to fill its pair.
+    Patches come in the merger's order: frame pair, 2 x 2 block, place in the block. Values of a patch come in
+    the Conv3d weight's order: channel, frame, row, column. The last frame is repeated to fill its pair.
     """
     n, C, H, W = frames.shape
     if n % tps:
@@ -197,8 +197,8 @@ def patchify(frames: torch.Tensor, ps: int = 14, tps: int = 2, m: int = 2) -> tu
 class Qwen2VLImageProcessor:
     """Pictures to normalised patches. Resizes with Pillow's bicubic filter, and so equals the reference.
 
-    The fields are those of preprocessor_config.json. `asked` are limits that the caller set: they hold for clips
-    too, the file's don't. `device` is where `Qwen2VLImageProcessorFast` works.
+    The fields are those of preprocessor_config.json. `asked` are limits that the caller set: they hold for
+    clips too, the file's don't. `device` is where `Qwen2VLImageProcessorFast` works.
     """
 
     min_pixels: int = 56 * 56
@@ -555,8 +555,8 @@ class Qwen2VLProcessor:
         return_dict: bool = False,
         **options: Any,
     ) -> Any:
-        """One conversation or a list: rendered, or with `tokenize` as input_ids (B, T), or with `return_dict` too
-        as all that the model takes. `options` are those of `batch`, and video_fps for fps.
+        """One conversation or a list: rendered, or with `tokenize` as input_ids (B, T), or with `return_dict`
+        too as all that the model takes. `options` are those of `batch`, and video_fps for fps.
         """
         if not isinstance(conversation, (list, tuple)) or not conversation or not all(conversation):
             raise ValueError(f"a conversation is a list of at least 1 message: got {conversation!r:.99}")
@@ -630,10 +630,10 @@ class Qwen2VLProcessor:
     def pad(self, ids: list[list[int]], padding: bool, side: str) -> dict[str, torch.Tensor]:
         """Rows of ids to input_ids and attention_mask (B, T); ValueError for more than the model reads."""
         T = max(map(len, ids))
-        if T > self.longest:
+        if self.longest < T:
             advice = "shorten the text, or lower max_pixels, fps or nframes"
             raise ValueError(f"the prompt has {T} tokens, this model reads at most {self.longest}: {advice}")
-        if not padding and min(map(len, ids)) < T:
+        if not padding and any(len(row) < T for row in ids):
             raise ValueError(
                 f"rows of {min(map(len, ids))} and {T} tokens make no batch without padding=True"
             )

@@ -1,9 +1,9 @@
 """Qwen2-VL (arXiv 2409.12191): pictures, videos and text in, text out, from plain PyTorch operations.
 
-In the order of reading: configuration, rotary positions, attention, the vision transformer, 3D positions (M-RoPE),
-the decoder, the whole model, generation, the command line. What differs from a plain decoder with a vision encoder:
-  * a picture keeps its own size: each patch of 14 x 14 pixels is a token of the vision transformer, and 2 x 2 of
-    those become one token of the decoder, so the number of tokens follows the picture (section 2.1);
+In the order of reading: configuration, rotary positions, attention, the vision transformer, 3D positions
+(M-RoPE), the decoder, the whole model, generation, the command line. Unlike in a plain vision-language model
+  * a picture keeps its own size: each patch of 14 x 14 pixels is a token of the vision transformer, and 2 x 2
+    of those become one token of the decoder, so the number of tokens follows the picture (section 2.1);
   * the vision transformer knows where a patch is by turning queries and keys by its row and column (2D RoPE);
   * the decoder does the same with three numbers a token: time, row and column (M-RoPE, section 2.1).
 
@@ -17,7 +17,6 @@ import contextlib
 import functools
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -79,16 +78,15 @@ class Qwen2VLConfig:
     def from_dict(cls, config: dict) -> "Qwen2VLConfig":
         """Read a config.json dict, flat or nested; ValueError names what is missing."""
         config = load.flatten_config(config)
-        config = config | {"mrope_section": (config.get("rope_scaling") or {}).get("mrope_section")}
-        vision = config.get("vision_config", {})
+        config |= {"mrope_section": (config.get("rope_scaling") or {}).get("mrope_section")}
+        vision = config.get("vision_config") or {}
         missing = [f.name for f in fields(cls) if config.get(f.name) is None]
         missing += [f"vision_config.{f.name}" for f in fields(VisionConfig) if vision.get(f.name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
-        values = {f.name: config[f.name] for f in fields(cls)}
-        values["vision_config"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})
-        values["mrope_section"] = tuple(config["mrope_section"])
-        return cls(**values)
+        config |= {"vision_config": VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})}
+        config |= {"mrope_section": tuple(config["mrope_section"])}
+        return cls(**{f.name: config[f.name] for f in fields(cls)})
 
     @classmethod
     def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
@@ -103,12 +101,8 @@ class Qwen2VLConfig:
         return family | {"hidden_act": "silu", "rope_scaling": rope} | config
 
     @property
-    def head_dim(self) -> int:
+    def head_dim(self) -> int:  # d
         return self.hidden_size // self.num_attention_heads
-
-    def __post_init__(self):
-        if sum(self.mrope_section) * 2 != self.head_dim:
-            raise ValueError(f"mrope_section {self.mrope_section} must add up to {self.head_dim / 2:g}")
 
 
 def rope_frequencies(d: int, theta: float, device: torch.device) -> Tensor:
@@ -127,9 +121,9 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention by the implementation that the caller names, and never by another.
 
-    q: (B, H, T, d); k, v: (B, K, S, d) with H a multiple of K (grouped queries). causal: query i sees keys up to
-    S - T + i. visible: (B, 1, T, S), True where a query sees a key, says it all. real: (B, S), False for padding,
-    is what "flash_attention_2" takes in its place. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
+    q: (B, H, T, d); k, v: (B, K, S, d), H a multiple of K. causal: query i sees keys up to S - T + i.
+    visible: (B, 1, T, S), True where a query sees a key, says it all; "flash_attention_2" takes real: (B, S),
+    False for padding, in its place. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
     """
     H, T, d = q.shape[1:]
     weights = None
@@ -142,21 +136,23 @@ def attention(
         out = weights @ v  # (B, H, T, d)
     elif implementation == "sdpa":  # fused: the T x S scores are never stored
         causal = causal and visible is None and T > 1  # a single new token sees all before it
-        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal, enable_gqa=H != k.shape[1])
-    elif q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        out = packed_attention(q, k, v, causal, real, find_flash_kernel())
-    else:
+        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal, enable_gqa=k.shape[1] != H)
+    elif implementation != "flash_attention_2":
+        raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
+    elif not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
-            f"flash_attention_2 runs on CUDA in float16 or bfloat16, not on {q.device} in {q.dtype}"
+            f"{implementation} runs on CUDA in float16 or bfloat16, not on {q.device} in {q.dtype}"
         )
+    else:
+        out = packed_attention(q, k, v, causal, real, find_flash_kernel())
     return out.transpose(1, 2).flatten(2), weights
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None, kernel) -> Tensor:
     """Leave out padding, lay the rows end to end, let `kernel` attend within each, and put the results back.
 
-    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal) gets q (tokens, H, d), k and v (tokens, K, d), and in cu_q and
-    cu_k, (B + 1,) int32, where rows start; a row's queries are the last of its keys. Returns (B, H, T, d).
+    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal=) gets q (tokens, H, d), k and v (tokens, K, d), and in
+    cu_q and cu_k (B + 1,) where rows start; a row's queries are the last of its keys. Returns (B, H, T, d).
     """
     T, S = q.shape[2], k.shape[2]
     real = q.new_ones(len(q), S, dtype=torch.bool) if real is None else real
@@ -165,7 +161,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor
     starts = [F.pad(n.cumsum(0), (1, 0)).int() for n in lengths]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T or S, heads, d)
     out = torch.zeros_like(q)
-    out[asks] = kernel(q[asks], k[real], v[real], *starts, *(int(n.max()) for n in lengths), causal)
+    out[asks] = kernel(q[asks], k[real], v[real], *starts, *(int(n.max()) for n in lengths), causal=causal)
     return out.transpose(1, 2)
 
 
@@ -181,7 +177,7 @@ def find_flash_kernel() -> Callable[..., Tensor]:
     except ImportError:
         raise ValueError("flash_attention_2 needs the package flash-attn, or torch 2.11 or newer") from None
 
-    def kernel(q, k, v, *packed, causal):
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *packed, causal: bool) -> Tensor:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # 2.11 wants H heads
         return varlen_attn(q, k, v, *packed, window_size=(-1, 0 if causal else -1))
 
@@ -191,8 +187,8 @@ def find_flash_kernel() -> Callable[..., Tensor]:
 class PatchEmbed(nn.Module):
     """A patch of 2 frames x 14 x 14 pixels x 3 colours becomes one vector.
 
-    The checkpoint holds the weight of a Conv3d whose stride is its kernel: it looks at each patch once and by itself.
-    That is a matrix product over flattened patches, and as one it runs 10 to 20 times faster.
+    The checkpoint holds the weight of a Conv3d whose stride is its kernel, which is a matrix product over
+    flattened patches, and runs 10 to 20 times faster as one.
     """
 
     def __init__(self, config: VisionConfig):
@@ -269,9 +265,9 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """The patches of pictures and videos become tokens of the decoder, one picture at a time.
 
-    Pictures never see each other, so each goes through alone: no mask over all patches of all pictures, memory for
-    one picture only, and the same bits whatever stands beside it. Nor do the frames of a video see each other (pairs
-    of frames, strictly: a patch is two frames deep); being of one size, they go through as a batch.
+    Pictures never see each other, so each goes through alone: no mask over all of them, memory for one only,
+    and the same bits whatever stands beside it. Nor do the frames of a video see each other (pairs of frames,
+    strictly: a patch is two frames deep); being of one size, they go through as a batch.
     """
 
     def __init__(self, config: VisionConfig):
@@ -282,7 +278,7 @@ class VisionTransformer(nn.Module):
         self.merger = PatchMerger(config)
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, implementation: str = "sdpa") -> Tensor:
-        """pixel_values: (all patches, 1176); grid_thw: (pictures, 3). Returns (all patches / 4, decoder's D)."""
+        """(all patches, 1176) and the grids (pictures, 3) to (all patches / 4, decoder's D)."""
         sizes = grid_thw.prod(-1).tolist()
         if sum(sizes) != len(pixel_values):
             raise ValueError(f"the grids hold {sum(sizes)} patches, pixel_values has {len(pixel_values)}")
@@ -298,7 +294,7 @@ class VisionTransformer(nn.Module):
         return self.merger(x)
 
     def rotary_table(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin (P, d) of a frame's patches: half of the frequencies turn with the row, half with the column."""
+        """cos and sin (P, d) of a frame: half of the frequencies turn with the row, half with the column."""
         m, d = self.config.spatial_merge_size, self.config.embed_dim // self.config.num_heads
         frequencies = rope_frequencies(d // 2, VISION_ROPE_THETA, device)  # (d/4,)
         where = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))  # (P, 2)
@@ -313,12 +309,12 @@ def get_rope_index(
 ) -> tuple[Tensor, Tensor]:
     """Where each token is, in time, row and column (M-RoPE, section 2.1).
 
-    Text counts 0, 1, 2 ... on all three axes. A picture or video starts at the next free number and adds its own
-    frame, row and column; the text behind it goes on at the largest number so far + 1, whichever axis has it.
+    Text counts 0, 1, 2 ... on all three axes. A picture or video starts at the next free number and adds its
+    own frame, row and column; the text behind it goes on at the largest number so far + 1, on any axis.
 
-    input_ids: (B, T); grids: (pictures or videos, 3) in patches, in prompt order over all rows; attention_mask: (B, T),
-    0 for padding, which is passed over (and gets position 1, as in the reference). Returns positions (3, B, T) and,
-    per row, (B, 1): next position - T. Decoding adds that delta to the number of tokens so far, padding included.
+    input_ids: (B, T); grids: (pictures or videos, 3) in patches, in prompt order over all rows;
+    attention_mask: (B, T), 0 for padding, which is passed over (and gets position 1, as in the reference).
+    Returns (3, B, T) and deltas (B, 1): what decoding adds to the number of tokens so far, padding included.
     """
     m = config.vision_config.spatial_merge_size
     kinds = {config.image_token_id: image_grid_thw, config.video_token_id: video_grid_thw}
@@ -329,19 +325,16 @@ def get_rope_index(
         tokens = input_ids[row, mask].tolist()
         where, start = [], 0  # where each token is; the next free number
         while len(where) < len(tokens):
-            token, t, h, w = tokens[len(where)], 1, 1, 1
+            token, t, h, w = tokens[len(where)], 1, 1, 1  # text: a picture of one token
             if token in grids:
                 t, h, w = next(grids[token], (0, 0, 0))
                 h, w = h // m, w // m
-                slots = tokens[len(where) :][: t * h * w].count(token)
-                if not slots or slots < t * h * w:
-                    raise ValueError(
-                        f"row {row} has slots for a picture that was not given, or of another size"
-                    )
+                if not t or tokens[len(where) : len(where) + t * h * w].count(token) < t * h * w:
+                    raise ValueError(f"row {row} has slots for a picture that was not given or is larger")
             where += [(start + i, start + j, start + k) for i in range(t) for j in range(h) for k in range(w)]
             start += max(t, h, w)
         positions[:, row, mask] = input_ids.new_tensor(where).view(-1, 3).T
-        deltas[row] = start - input_ids.shape[1]
+        deltas[row] = start - len(mask)
     if left := sum(len(list(grid)) for grid in grids.values()):
         raise ValueError(f"{left} pictures or videos were given that the prompt has no slots for")
     return positions, deltas
@@ -357,7 +350,7 @@ class KVCache:
         self.capacity, self.length = capacity, 0
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, d) behind what is there; return all keys and values (B, K, S, d) of the layer."""
+        """Write k, v (B, K, T, d) behind what is there; return the layer's keys and values (B, K, S, d)."""
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {end} are needed")
@@ -449,45 +442,56 @@ class Qwen2VLModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, attention_mask=None, cache=None, implementation: str = "sdpa"
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """x: embeddings (B, T, D); position_ids: (3, B, T); attention_mask: (B, S), 0 for padding; cache: KVCache.
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        implementation: str = "sdpa",
+        hidden_states: list[Tensor] | None = None,
+        attentions: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Embeddings x (B, T, D) at positions (3, B, T) to the last hidden state (B, T, D), normalised.
 
-        Returns the last hidden state, normalised; all of them, from the embeddings to that one, each (B, T, D); and
-        the attention weights of each layer, (B, H, T, S), which only "eager" has.
+        attention_mask: (B, S), 0 for padding. Lists that are given get the hidden states, from the embeddings
+        to the one returned, and the attention weights (B, H, T, S) of each layer, which only "eager" has.
         """
         cos, sin = self.rotary_table(position_ids, x.dtype)
         how = make_masks(x, cache, attention_mask, implementation) | {"implementation": implementation}
-        hidden_states, attentions = [], []
         for layer in self.layers:
-            hidden_states.append(x)
+            if hidden_states is not None:
+                hidden_states.append(x)
             x, weights = layer(x, cos, sin, cache, **how)
-            attentions.append(weights)
+            if attentions is not None:
+                attentions.append(weights)
         if cache is not None:
             cache.length += x.shape[1]
         x = self.norm(x)
-        return x, (*hidden_states, x), tuple(attentions)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
 
     def rotary_table(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, 1, T, d) of positions (3, B, T): each frequency turns with one of the three axes."""
-        frequencies = rope_frequencies(
-            self.config.head_dim, self.config.rope_theta, position_ids.device
-        )  # (d/2,)
-        sections = zip(position_ids.float(), frequencies.split(self.config.mrope_section), strict=True)
-        angles = torch.cat([axis[..., None] * section for axis, section in sections], dim=-1)  # (B, T, d/2)
+        """cos and sin (B, 1, T, d) of positions (3, B, T): each frequency turns with one axis."""
+        d, theta = self.config.head_dim, self.config.rope_theta
+        frequencies = rope_frequencies(d, theta, position_ids.device).split(self.config.mrope_section)
+        axes = zip(
+            position_ids.float(), frequencies, strict=True
+        )  # (B, T) and its share of the d/2 frequencies
+        angles = torch.cat([axis[..., None] * share for axis, share in axes], dim=-1)  # (B, T, d/2)
         angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, d): the same for all heads
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def make_masks(x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, implementation: str) -> dict:
-    """`visible` (B, 1, T, S) and `real` (B, S) as `attention` takes them, None where there is nothing to say."""
+    """`visible` (B, 1, T, S) and `real` (B, S) for `attention`, None where there is nothing to say."""
     (B, T), past = x.shape[:2], cache.length if cache is not None else 0
     S, real = past + T, None
     if attention_mask is not None:
         if attention_mask.shape != (B, S):
             raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {S}) is needed")
         real = None if attention_mask.all() else attention_mask.bool()
-    # sdpa's own causal mask saves ours; not on MPS, where in half precision it leaks the future (pytorch 195910).
+    # sdpa's own causal mask saves ours; not on MPS, where in half precision it leaks (pytorch issue 195910).
     unneeded = T == 1 or (implementation == "sdpa" and not past and x.device.type != "mps")
     if implementation == "flash_attention_2" or (real is None and unneeded):
         return {"visible": None, "real": real}
@@ -504,10 +508,8 @@ class Qwen2VLOutput:
     loss: Tensor | None = None  # scalar, float32, where labels were given
     past_key_values: KVCache | None = None
     rope_deltas: Tensor | None = None  # (B, 1), see get_rope_index
-    hidden_states: tuple[Tensor, ...] | None = (
-        None  # layers + 1 of (B, T, D): embeddings ... last, normalised
-    )
-    attentions: tuple[Tensor, ...] | None = None  # layers of (B, H, T, S)
+    hidden_states: list[Tensor] | None = None  # layers + 1 of (B, T, D): embeddings ... last, normalised
+    attentions: list[Tensor] | None = None  # layers of (B, H, T, S)
 
 
 class Qwen2VLForConditionalGeneration(nn.Module):
@@ -515,8 +517,6 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
         super().__init__()
-        if attn_implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"attn_implementation {attn_implementation!r} is none of {IMPLEMENTATIONS}")
         self.config, self.attn_implementation = config, attn_implementation
         self.generation_config: dict = {}
         self.visual = VisionTransformer(config.vision_config)
@@ -525,8 +525,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Where the config says so, the head is the embedding table itself."""
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings:  # the head is the embedding table itself
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @property
@@ -552,8 +551,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
         device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * dtype.itemsize)
-        if attn_implementation == "flash_attention_2":  # say before the weights are read that it can't run
-            attention(*torch.empty(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)
+        attention(
+            *torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation
+        )  # or an error now
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
         for name, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
             module, _, leaf = name.rpartition(".")
@@ -574,14 +574,11 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         return get_rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, attention_mask)
 
     def embed(self, input_ids: Tensor, images: Media = (None, None), videos: Media = (None, None)) -> Tensor:
-        """Token embeddings (B, T, D) in which the features of pictures and videos fill their slots, in order."""
+        """Token embeddings (B, T, D) with the features of pictures and videos in their slots, in order."""
         embeds = self.model.embed_tokens(input_ids)
         tokens = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         for (kind, token), (pixels, grid_thw) in zip(tokens.items(), (images, videos), strict=True):
-            slots = input_ids == token  # (B, T)
-            features = embeds[:0, 0]  # (0, D)
-            if (pixels is None) != (grid_thw is None):
-                raise ValueError(f"{kind}s need both, their pixel values and {kind}_grid_thw")
+            slots, features = input_ids == token, embeds[:0, 0]  # (B, T) and (0, D)
             if pixels is not None:
                 features = self.visual(pixels, grid_thw, self.attn_implementation).to(embeds.dtype)
             if len(features) != slots.sum():
@@ -608,12 +605,13 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Qwen2VLOutput:
-        """One pass over tokens, pictures and videos. Nothing stays on the model: cache and deltas are the caller's.
+        """One pass. Nothing stays on the model: the cache and the deltas are the caller's.
 
-        input_ids: (B, T), or inputs_embeds: (B, T, D) with the pictures already in; attention_mask: (B, S), 0 for
-        padding; pixel_values: (patches, 1176) and image_grid_thw: (pictures, 3) in prompt order over all rows, likewise
-        for videos; position_ids: (3, B, T), else from get_rope_index or, behind a filled cache, from rope_deltas (B, 1);
-        labels: (B, T), -100 for no loss; logits_to_keep: only of the last so many positions, 0 for all.
+        input_ids: (B, T), or inputs_embeds: (B, T, D) with the pictures already in; attention_mask: (B, S), 0
+        for padding; pixel_values: (patches, 1176) and image_grid_thw: (pictures, 3) in prompt order over all
+        rows, likewise for videos; position_ids: (3, B, T), else from get_rope_index or, behind a filled
+        cache, from rope_deltas (B, 1); labels: (B, T), -100 for no loss; logits_to_keep: only of the last so
+        many positions, 0 for all.
         """
         past = past_key_values.length if past_key_values is not None else 0
         if (input_ids is None) == (inputs_embeds is None):
@@ -631,36 +629,30 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         elif position_ids is None:
             grids = image_grid_thw, video_grid_thw
             position_ids, rope_deltas = self.get_rope_index(input_ids, *grids, attention_mask)
-        x, hidden_states, attentions = self.model(
-            inputs_embeds, position_ids, attention_mask, past_key_values, self.attn_implementation
-        )
+        hidden_states = [] if output_hidden_states else None
+        attentions = [] if output_attentions else None
+        how = attention_mask, past_key_values, self.attn_implementation
+        x = self.model(inputs_embeds, position_ids, *how, hidden_states, attentions)
         logits = self.lm_head(x[:, -logits_to_keep:])  # [-0:] is all of them
         loss = None
         if labels is not None:  # position i - 1 predicts token i
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        hidden_states = hidden_states if output_hidden_states else None
-        attentions = attentions if output_attentions else None
         return Qwen2VLOutput(logits, loss, past_key_values, rope_deltas, hidden_states, attentions)
 
     @torch.no_grad()
     def stream(
-        self,
-        input_ids: Tensor,
-        attention_mask=None,
-        max_new_tokens: int = 128,
-        seed: int | None = None,
-        **settings,
+        self, input_ids: Tensor, attention_mask=None, max_new_tokens=128, seed: int | None = None, **settings
     ) -> Iterator[Tensor]:
         """Yield the next token of every row, (B,), until each row has ended or max_new_tokens are out.
 
-        settings: fields of `Sampling`; pictures and videos as `forward` takes them. The pictures are encoded and the
-        prompt is read once (prefill), then each step feeds one token to the cache. Rows that have ended yield padding.
+        settings: fields of `Sampling`; pictures and videos as `forward` takes them. The pictures are encoded
+        and the prompt is read once (prefill), then each step feeds one token to the cache. A row that has
+        ended yields padding.
         """
         B, T = input_ids.shape
-        if not 1 <= max_new_tokens <= (room := self.config.max_position_embeddings - T):
-            raise ValueError(
-                f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model has room for {room}"
-            )
+        room = self.config.max_position_embeddings - T
+        if not 1 <= max_new_tokens <= room:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model takes {room}")
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("generation needs padding on the left, this attention_mask ends in padding")
         chosen = {f.name: settings.pop(f.name, None) for f in fields(Sampling)}
@@ -679,14 +671,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # (B, S)
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (0, 1), value=1)  # (B, S)
-            step = {
-                "past_key_values": cache,
-                "rope_deltas": out.rope_deltas,
-                "attention_mask": attention_mask,
-            }
-            out = self(
-                inputs_embeds=self.model.embed_tokens(token[:, None]), **step
-            )  # text, even if a slot's id
+            embeds = self.model.embed_tokens(token[:, None])  # as text, also the id of a picture's slot
+            past = {"past_key_values": cache, "rope_deltas": out.rope_deltas}
+            out = self(inputs_embeds=embeds, attention_mask=attention_mask, **past)
 
     def generate(self, input_ids: Tensor, **settings) -> Tensor:
         """The prompt and behind it what `stream` yields, (B, T + new); takes what `stream` takes."""
@@ -696,7 +683,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The defaults are neutral: any token may be drawn, at its own probability."""
+    """How the next token is chosen; the defaults are neutral."""
 
     do_sample: bool = False  # False, or temperature 0: the likeliest token (greedy)
     temperature: float = 1.0
@@ -710,20 +697,17 @@ class Sampling:
     def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
         """What the caller chose, else what generation_config.json says; ValueError for a value out of range.
 
-        The official file says top_k 1: kept beside a caller's temperature, it would swallow it. So once the caller
-        sets do_sample, temperature, top_k or top_p, the others of the four are neutral.
+        The official file says top_k 1: kept beside a caller's temperature, it would swallow it. So once the
+        caller sets do_sample, temperature, top_k or top_p, the others of the four are neutral.
         """
         chosen = {name: value for name, value in chosen.items() if value is not None}
         known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
         if chance & chosen.keys():
             known, chosen = known - chance, {"do_sample": True} | chosen
         values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
-        values |= {name: value for name, value in defaults.items() if name in known} | chosen
-        how = cls(**values)
+        how = cls(**values | {name: value for name, value in defaults.items() if name in known} | chosen)
         if how.temperature < 0 or how.top_k < 0 or not 0 < how.top_p <= 1 or how.repetition_penalty <= 0:
-            raise ValueError(
-                f"temperature and top_k from 0, top_p in (0, 1], repetition_penalty over 0: got {how}"
-            )
+            raise ValueError(f"{how}: needs temperature, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0")
         return how
 
 
@@ -738,7 +722,7 @@ def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Gen
 
 
 def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
-    """Repetition penalty, temperature, top-k and top-p, in this order: (B, vocabulary) float32, -inf where cut."""
+    """Repetition penalty, temperature, top-k, top-p: (B, vocabulary) float32 scores, -inf where cut."""
     scores = logits.float()
     if how.repetition_penalty != 1.0:  # falls on the tokens of the prompt as well, as in the reference
         old = scores.gather(1, seen)
@@ -772,22 +756,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
-    add(
-        "--image",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="path, URL or data: URI; may be repeated",
-    )
-    add("--video", action="append", default=[], metavar="SOURCE", help="path or URL; may be repeated")
+    add("--image", action="append", default=[], metavar="SOURCE", help="path, URL or data: URI; repeatable")
+    add("--video", action="append", default=[], metavar="SOURCE", help="path or URL; repeatable")
     add("--prompt", default="Describe this image.", help="default: %(default)s")
     add("--system", help="replaces the default system prompt")
     add("--chat", action="store_true", help="talk in turns; /image PATH, /video PATH, /reset, /quit")
-    add(
-        "--model",
-        default="tiny",
-        help="tiny (default), a folder, or a Hub name like Qwen/Qwen2-VL-2B-Instruct",
-    )
+    add("--model", default="tiny", help="tiny (default), a folder, or a name on the Hub")
     add("--device", default="auto", help="auto (default: CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="auto (default: as stored), bfloat16, float16, float32")
     add("--attn", default="sdpa", choices=IMPLEMENTATIONS, help="attention (default: sdpa)")
@@ -803,118 +777,66 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Conversation:
-    """A loaded model and what has been said: what one question and a chat share."""
+def answer(model: Qwen2VLForConditionalGeneration, processor, messages: list[dict], args) -> str:
+    """Stream the answer to a conversation to stdout, and return it."""
+    if args.trace:
+        from stages import trace_stages
+    with trace_stages(model) if args.trace else contextlib.nullcontext():
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=True, video_fps=args.fps
+        ).to(model.device)
+        names = ("max_new_tokens", "seed", "temperature", "top_k", "top_p")
+        pieces, text = [], processor.text_stream()
+        for token in model.stream(**inputs, **{name: getattr(args, name) for name in names}):
+            pieces.append(text.push(int(token)))
+            print(pieces[-1], end="", flush=True)
+        pieces.append(text.finish())
+        print(pieces[-1], flush=True)
+    return "".join(pieces)
 
-    def __init__(self, args: argparse.Namespace):
-        from processor import Qwen2VLProcessor  # here: the model alone needs no picture libraries
 
-        limits = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-        self.args, self.processor = args, Qwen2VLProcessor.from_pretrained(args.model, **limits)
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(
-            args.model, args.dtype, args.device, args.attn
-        )
-        self.reset()
-
-    def reset(self) -> None:
-        self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
-        self.media = []  # given, and not yet asked about
-
-    def ask(self, prompt: str) -> None:
-        """Stream the answer to stdout. After an error, the conversation is what it was before the question."""
-        question = {"role": "user", "content": [*self.media, {"type": "text", "text": prompt}]}
-        self.media = []
-        with trace_stages(self.model) if self.args.trace else contextlib.nullcontext():
-            inputs = self.processor.apply_chat_template(
-                [*self.messages, question],
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=True,
-                video_fps=self.args.fps,
-            ).to(self.model.device)
-            names = ("max_new_tokens", "seed", "temperature", "top_k", "top_p")
-            settings = {name: getattr(self.args, name) for name in names}
-            answer, text = [], self.processor.text_stream()
-            for token in self.model.stream(**inputs, **settings):
-                answer.append(text.push(int(token)))
-                print(answer[-1], end="", flush=True)
-            answer.append(text.finish())
-            print(answer[-1], flush=True)
-        self.messages += [question, {"role": "assistant", "content": "".join(answer)}]
-
-    def chat(self) -> None:
-        """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
-        print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
-        while True:
-            print("> ", end="", file=sys.stderr, flush=True)
-            try:
-                command, _, rest = (line := input().strip()).partition(" ")
-                if command in ("/image", "/video"):
-                    self.media.append({"type": command[1:], "path": rest.strip()})
-                elif command == "/reset":
-                    self.reset()
-                elif command == "/quit":
-                    return
-                elif line:
-                    self.ask(line)
-            except EOFError:
+def chat(answer_to: Callable[[list[dict]], str], messages: list[dict], media: list[dict]) -> None:
+    """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
+    system = list(messages)
+    print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            command, _, rest = (line := input().strip()).partition(" ")
+            if command in ("/image", "/video"):
+                media.append({"type": command[1:], "path": rest.strip()})
+            elif command == "/reset":
+                messages, media = list(system), []
+            elif command == "/quit":
                 return
-            except (ValueError, OSError) as error:
-                print(f"error: {error}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def trace_stages(model: Qwen2VLForConditionalGeneration) -> Iterator[None]:
-    """Time the model's stages through forward hooks; at the end, a table on stderr."""
-    vision, decoder, cuda = model.visual, model.model, model.device.type == "cuda"
-    stages = {
-        "patch embedding": (vision.patch_embed, vision.patch_embed),
-        f"{len(vision.blocks)} vision blocks": (vision.blocks[0], vision.blocks[-1]),
-        "merger": (vision.merger, vision.merger),
-        "token embedding": (decoder.embed_tokens, decoder.embed_tokens),
-        f"{len(decoder.layers)} decoder layers": (decoder.layers[0], decoder.layers[-1]),
-        "head": (model.lm_head, model.lm_head),
-    }
-    began, rows, hooks = {}, {}, []
-
-    def clock() -> float:
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def enter(stage: str, module: nn.Module, inputs: tuple) -> None:
-        began[stage] = clock(), tuple(inputs[0].shape)
-
-    def leave(stage: str, module: nn.Module, inputs: tuple, out) -> None:
-        start, shape = began[stage]
-        phase = "decode" if ("prefill", "head") in rows else "prefill"
-        calls, seconds, _ = rows.get((phase, stage), (0, 0.0, ""))
-        shapes = f"{shape} -> {tuple((out[0] if isinstance(out, tuple) else out).shape)}"
-        rows[phase, stage] = calls + 1, seconds + clock() - start, shapes
-
-    for stage, (first, last) in stages.items():
-        hooks.append(first.register_forward_pre_hook(functools.partial(enter, stage)))
-        hooks.append(last.register_forward_hook(functools.partial(leave, stage)))
-    start = clock()
-    yield
-    for hook in hooks:
-        hook.remove()
-    print(f"{'phase':8}{'stage':20}{'calls':>6}{'ms':>10}  shapes of the last call", file=sys.stderr)
-    for (phase, stage), (calls, seconds, shapes) in rows.items():
-        print(f"{phase:8}{stage:20}{calls:6}{1000 * seconds:10.1f}  {shapes}", file=sys.stderr)
-    print(f"{clock() - start:.2f} s in all; memory at most {load.peak_memory(model.device)}", file=sys.stderr)
+            elif line:
+                question, media = {"role": "user", "content": [*media, {"type": "text", "text": line}]}, []
+                said = answer_to([*messages, question])
+                messages += [question, {"role": "assistant", "content": said}]
+        except EOFError:
+            return
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: 0, or 2 after one line on stderr about what was wrong with the input."""
+    from processor import Qwen2VLProcessor  # here: the model alone needs no picture libraries
+
     args = parse_arguments(argv)
     try:
         if args.model == "tiny":
             print(TINY, file=sys.stderr)
-        conversation = Conversation(args)
-        conversation.media += [{"type": "image", "path": source} for source in args.image]
-        conversation.media += [{"type": "video", "path": source} for source in args.video]
-        conversation.chat() if args.chat else conversation.ask(args.prompt)
+        processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
+        how = args.dtype, args.device, args.attn
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *how)
+        messages = [{"role": "system", "content": args.system}] if args.system else []
+        media = [{"type": kind, "path": path} for kind in ("image", "video") for path in getattr(args, kind)]
+        if args.chat:
+            chat(lambda turns: answer(model, processor, turns, args), messages, media)
+        else:
+            content = [*media, {"type": "text", "text": args.prompt}]
+            answer(model, processor, [*messages, {"role": "user", "content": content}], args)
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Random small models, ours and the reference's with the same weights, and random inputs for both.
 
-The reference is transformers 4.57.6. Weights have standard deviation 1/sqrt(fan_in) and biases are not zero: at the
-reference's own 0.02 a tiny model hardly reacts to its positions, and a test that compares logits proves little.
+The reference is transformers 4.57.6. Weights have standard deviation 1/sqrt(fan_in) and biases are not zero:
+at the reference's own 0.02 a small model hardly reacts to positions, and comparing logits proves little.
 """
 
 import copy
@@ -24,7 +24,8 @@ KINDS = ("text", "picture", "pictures", "video", "mixed batch")
 def random_config(seed: int, tied: bool = False) -> dict:
     """A flat config.json of a small model with shapes drawn at random."""
     rng = random.Random(seed)
-    K, group, half = rng.choice([(1, 2), (2, 1), (2, 2), (2, 3)]) + (rng.choice([8, 16]),)
+    K, group = rng.choice([(1, 2), (2, 1), (2, 2), (2, 3)])
+    half = rng.choice([8, 16])  # of the head size
     time = rng.randint(1, half - 2)
     row = rng.randint(1, half - time - 1)
     vision_heads, vision_d = rng.choice([1, 2, 3]), rng.choice([8, 16, 20])

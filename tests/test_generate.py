@@ -1,4 +1,4 @@
-"""Generation: the reference's tokens, its distributions, and promises about batches, ends, seeds and state."""
+"""Generation: the reference's tokens and distributions; promises about batches, ends, seeds and state."""
 
 import random
 

@@ -1,6 +1,6 @@
-"""The model against transformers 4.57.6 on random small models: features, hidden states, logits, positions, loss.
+"""The model against transformers 4.57.6 on random small models: hidden states, logits, positions, loss.
 
-Every parity test has negative controls: the same comparison with one thing done wrong must miss by 100 tolerances.
+The negative controls show that the comparisons can fail: one thing done wrong must miss by 100 tolerances.
 """
 
 import random

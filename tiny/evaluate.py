@@ -21,6 +21,7 @@ from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLForConditionalGeneration
 from tiny.world import HELD_OUT, TASKS, Level, Scene, ask, every_pair, random_scene
 
+Marks = dict[str, dict[str, list[bool]]]  # group → task → right or wrong, question by question
 LEVEL = every_pair(Level(objects=(1, 2), sides=(50, 182)))
 
 
@@ -48,7 +49,10 @@ def fresh_questions(scenes: int, level: Level = LEVEL, seed: str = "evaluate") -
 
 
 def answers(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, questions: list[Question], blind: bool
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    questions: list[Question],
+    blind: bool,
 ) -> list[str]:
     """The greedy answer to each question, all in one left-padded batch."""
     conversations = []
@@ -63,10 +67,10 @@ def answers(
     return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def measure(model, processor, questions: Iterable[Question], batch: int = 48) -> dict[str, dict[str, list[bool]]]:
+def measure(model, processor, questions: Iterable[Question], batch: int = 48) -> Marks:
     """Right or wrong for each question, by group ("all", "unseen pairs", "blind") and task."""
     questions = list(questions)
-    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    right: Marks = defaultdict(lambda: defaultdict(list))
     for start in tqdm(range(0, len(questions), batch), unit="batch"):
         some = questions[start : start + batch]
         for question, said in zip(some, answers(model, processor, some, blind=False), strict=True):
@@ -78,9 +82,12 @@ def measure(model, processor, questions: Iterable[Question], batch: int = 48) ->
     return right
 
 
-def table(right: dict[str, dict[str, list[bool]]]) -> str:
+def table(right: Marks) -> str:
     """The shares of exact answers as Markdown."""
-    lines = ["| task | questions | exact | with unseen pairs | blind |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| task | questions | exact | with unseen pairs | blind |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for task in TASKS:
         shares = []
         for group in ("all", "unseen pairs", "blind"):
@@ -91,7 +98,9 @@ def table(right: dict[str, dict[str, list[bool]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny", help='"tiny" (default) or a folder')
     parser.add_argument("--scenes", type=int, default=2000, help="how many scenes (default 2000)")
     parser.add_argument("--seed", default="evaluate", help="another word gives other scenes")

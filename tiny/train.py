@@ -3,9 +3,9 @@
     python -m tiny.train --minutes 60 --out tiny/checkpoint     # two CPU cores
     python -m tiny.train --minutes 60 --out tiny/checkpoint     # the same again goes on where it was stopped
 
-What differs from training a large model: nothing is pretrained, so a curriculum does what data does elsewhere.
-One shape on a small canvas first, a hundred at a time, until the vision transformer sees shapes; then two, then
-three, on any canvas, with several questions a scene as turns of one chat: they share one look at the picture.
+Unlike a large model nothing here is pretrained, so a curriculum does what data does elsewhere.
+One shape on a small canvas first, a hundred at a time, until the vision transformer sees shapes; then two,
+then three, on any canvas, with several questions a scene as turns of one chat: they share one look at it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SPECIAL_TOKENS = (
     "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 VOCABULARY = 512
-# How the official tokenizer cuts text before BPE: contractions, words, single digits, signs, line ends, spaces.
+# How the official tokenizer cuts text before BPE: contractions, words, single digits, signs, lines, spaces.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -85,7 +85,7 @@ def build_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> Tokenizer
 
 
 def sample_texts(n: int = 4000) -> list[str]:
-    """Questions and answers of the world, and what the chat template adds: what the merges are learned from."""
+    """Questions and answers, and what the chat template adds: what the merges are learned from."""
     rng = random.Random("tokenizer")
     level = CURRICULUM[-1].level
     texts = ["You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * (n // 4)
@@ -174,7 +174,7 @@ def tiny_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
 def initialise(model: nn.Module) -> None:
     """Standard deviation 1/sqrt(fan_in), output projections halved.
 
-    The reference's 0.02 is meant for layers thousands wide; at 128 it leaves the picture unseen for a long while.
+    The reference's 0.02 suits layers thousands wide; at 128 the picture stays unseen for a long while.
     """
     for name, p in model.named_parameters():
         if name.endswith("bias"):
@@ -229,8 +229,8 @@ def answer_labels(input_ids: torch.Tensor, processor: Qwen2VLProcessor) -> torch
 def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Tensor:
     """The loss of a batch whose pictures all have one size.
 
-    `model(**inputs)` would send the pictures through the vision transformer one by one. To it, pictures of one size
-    are what the frames of a video are: a batch that doesn't see each other. So they go through as one.
+    `model(**inputs)` would send the pictures through the vision transformer one by one. To it, pictures of one
+    size are what the frames of a video are: a batch that doesn't see each other. So they go through as one.
     """
     ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
     assert (grid == grid[0]).all() and grid[0, 0] == 1
@@ -252,7 +252,7 @@ def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Te
 
 
 class Optimizer:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases; one schedule for both."""
+    """Muon for the matrices inside the layers, AdamW for all else; one schedule for both."""
 
     def __init__(self, model: nn.Module, lr: float = 3e-3):
         inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
@@ -265,7 +265,7 @@ class Optimizer:
         self.lr = lr
 
     def step(self, share: float) -> float:
-        """One step at `share` (0 to 1) of the training: 1 % warm-up, then a cosine to 2 %. Returns the rate."""
+        """One step at `share` (0 to 1) of the training: warm-up over 1 %, then a cosine to 2 %."""
         lr = self.lr * min(1.0, share / 0.01 + 0.02) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         for part in self.parts.values():
             for group in part.param_groups:
@@ -322,15 +322,15 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         lr = optimizer.step(share)
-        loss = float(loss)
+        loss = loss.item()
         loss_mean = loss if loss_mean is None else 0.98 * loss_mean + 0.02 * loss
         now = time.time()
         run["seconds"] += now - began
         run["steps"] += 1
         run["scenes"] += stage.batch
         bar.update(round(run["seconds"]) - bar.n)
+        run["log"].append((run["seconds"], run["scenes"], loss, lr))
         if run["steps"] % 20 == 0:
-            run["log"].append((run["seconds"], run["scenes"], loss_mean, lr))
             bar.set_postfix_str(
                 f"loss {loss_mean:.3f}, {stage.batch / (now - began):.0f} pictures/s, "
                 f"drawing {100 * (tick - began) / (now - began):.0f} %"

@@ -1,7 +1,7 @@
 """The world that the embedded model knows: coloured shapes on plain canvases, and questions about them.
 
-A scene is a canvas and a few objects, drawn with Pillow; every question about it is answered from the list of
-objects, never from the pixels. All of it follows from the `random.Random` that the caller hands in, so the same
+A scene is a canvas and a few objects, drawn with Pillow; every question about it is answered from the list
+of objects, never from the pixels. All follows from the `random.Random` that the caller hands in, so the same
 seed gives the same picture and the same words on every machine.
 """
 
@@ -31,8 +31,8 @@ BACKGROUNDS = (
     (205, 205, 210),
 )
 
-# Pairs that no training scene shows and no training text names: does the model join a colour and a shape that it
-# has only seen apart? Every colour and every shape still appears in training, with other partners.
+# Pairs that no training scene shows and no training text names: does the model join a colour and a shape that
+# it has only seen apart? Every colour and every shape still appears in training, with other partners.
 HELD_OUT = frozenset(
     {
         ("red", "star"),
@@ -150,7 +150,7 @@ class Level:
 
 
 def random_scene(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
-    """Objects that don't touch, each wholly on the canvas, at least 18 px across, and plainly left of the next."""
+    """Objects that don't touch, wholly on the canvas, at least 18 px across, each plainly left of the next."""
     width, height = canvas or level.canvas(rng)
     wanted = rng.randint(*level.objects)
     things: list[Thing] = []
@@ -229,7 +229,7 @@ def how_many(scene: Scene, rng: random.Random, level: Level) -> tuple[str, str] 
 
 
 def _third(at: float, size: int, names: tuple[str, str, str]) -> str | None:
-    """Which third of the side a coordinate is in; None within 4 % of a border, where it is anybody's guess."""
+    """Which third of the side a coordinate is in; None within 4 % of a border, where anybody would guess."""
     thirds = 3 * at / size
     if min(abs(thirds - 1), abs(thirds - 2)) < 0.12:
         return None
