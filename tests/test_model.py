@@ -163,7 +163,7 @@ def test_loss_and_gradient_norms_equal_the_reference(amount):
     for seed in range(amount(3, 20)):
         ours, theirs = random_pair(seed)
         inputs = random_inputs(ours.config, "mixed batch", seed)
-        # Nor the first real token: a padding position would predict it, and what that sees is nobody's promise.
+        # Nor the first real token: padding would predict it, and what padding sees is nobody's promise.
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"].cumsum(-1) <= 1, -100)
         a, b = ours(**inputs, labels=labels).loss, theirs(**inputs, labels=labels).loss
         assert abs(a - b) <= 1e-6 * abs(b)
@@ -266,7 +266,7 @@ def test_attention_weights_are_those_of_the_reference():
 
 
 def test_packed_attention_equals_eager_on_a_padded_batch():
-    """The packing of flash_attention_2, with a plain kernel of the same signature in FlashAttention's place."""
+    """The packing of flash_attention_2, with a plain kernel of the same signature in its place."""
 
     def plain(q, k, v, cu_q, cu_k, max_q, max_k, causal):
         out = torch.empty_like(q)

@@ -3,8 +3,8 @@
     python -m tiny.evaluate                        # the embedded checkpoint, 2,000 scenes, about 5 minutes
     python -m tiny.evaluate --model FOLDER --scenes 200
 
-Each question opens a conversation of its own. Scenes come from seeds that training never draws from, and may show
-the colour-and-shape pairs that training never shows: those are counted apart as well ("unseen pairs").
+Each question opens a conversation of its own. Scenes come from seeds that training never draws from, and may
+show the colour-and-shape pairs that training never shows: those are counted apart as well ("unseen pairs").
 "Blind" is the same question about an empty canvas: what it answers right then is guessing, not sight.
 """
 

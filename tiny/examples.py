@@ -1,4 +1,4 @@
-"""Draw the pictures and the clip in `examples/`: what README, tests and notebooks ask the embedded model about.
+"""Draw the pictures and the clip in `examples/`, which README and tests ask the embedded model about.
 
 python -m tiny.examples
 """

@@ -229,8 +229,8 @@ def answer_labels(input_ids: torch.Tensor, processor: Qwen2VLProcessor) -> torch
 def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Tensor:
     """The loss of a batch whose pictures all have one size.
 
-    `model(**inputs)` would send the pictures through the vision transformer one by one. To it, pictures of one
-    size are what the frames of a video are: a batch that doesn't see each other. So they go through as one.
+    `model(**inputs)` would send the pictures through the vision transformer one by one. To it, pictures of
+    one size are like the frames of a video, a batch that doesn't see each other. So they go through as one.
     """
     ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
     assert (grid == grid[0]).all() and grid[0, 0] == 1

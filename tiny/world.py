@@ -150,7 +150,7 @@ class Level:
 
 
 def random_scene(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
-    """Objects that don't touch, wholly on the canvas, at least 18 px across, each plainly left of the next."""
+    """Objects that don't touch, wholly on the canvas, 18 px across or more, each plainly left of the next."""
     width, height = canvas or level.canvas(rng)
     wanted = rng.randint(*level.objects)
     things: list[Thing] = []
