@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load
+import stages
 
 # What the official config.json leaves out; source: the released modelling code.
 VISION_NORM_EPS = 1e-6
@@ -532,10 +533,6 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.lm_head.weight.dtype
-
     @classmethod
     def from_pretrained(
         cls, name: str, dtype="auto", device_map="auto", attn_implementation: str = "sdpa", torch_dtype=None
@@ -551,9 +548,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
         device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * dtype.itemsize)
-        attention(
-            *torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation
-        )  # or an error now
+        attention(*torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)  # can it run?
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
         for name, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
             module, _, leaf = name.rpartition(".")
@@ -565,7 +560,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, generation_config.json and the weights in the official layout."""
-        config = self.config.to_dict() | {"torch_dtype": str(self.dtype).removeprefix("torch.")}
+        config = self.config.to_dict() | {
+            "torch_dtype": str(self.lm_head.weight.dtype).removeprefix("torch.")
+        }
         tensors = {name: p.detach() for name, p in self.named_parameters()}  # a tied head counts once
         load.save_checkpoint(folder, config, tensors, self.generation_config or None)
 
@@ -581,10 +578,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             slots, features = input_ids == token, embeds[:0, 0]  # (B, T) and (0, D)
             if pixels is not None:
                 features = self.visual(pixels, grid_thw, self.attn_implementation).to(embeds.dtype)
-            if len(features) != slots.sum():
-                raise ValueError(
-                    f"the prompt has {slots.sum()} {kind} tokens, the {kind}s give {len(features)}"
-                )
+            if len(features) != (n := int(slots.sum())):
+                raise ValueError(f"the prompt has {n} {kind} tokens, the {kind}s give {len(features)}")
             embeds = embeds.masked_scatter(slots[..., None], features)
         return embeds
 
@@ -608,10 +603,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         """One pass. Nothing stays on the model: the cache and the deltas are the caller's.
 
         input_ids: (B, T), or inputs_embeds: (B, T, D) with the pictures already in; attention_mask: (B, S), 0
-        for padding; pixel_values: (patches, 1176) and image_grid_thw: (pictures, 3) in prompt order over all
-        rows, likewise for videos; position_ids: (3, B, T), else from get_rope_index or, behind a filled
-        cache, from rope_deltas (B, 1); labels: (B, T), -100 for no loss; logits_to_keep: only of the last so
-        many positions, 0 for all.
+        for padding; pixel values: (patches, 1176) and grids: (pictures, 3) in prompt order over all rows;
+        position_ids: (3, B, T), else from get_rope_index or, behind a filled cache, from rope_deltas (B, 1);
+        labels: (B, T), -100 for no loss; logits_to_keep: of the last so many positions only, 0 for all.
         """
         past = past_key_values.length if past_key_values is not None else 0
         if (input_ids is None) == (inputs_embeds is None):
@@ -658,7 +652,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         chosen = {f.name: settings.pop(f.name, None) for f in fields(Sampling)}
         how = Sampling.resolve(self.config, self.generation_config, chosen)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        cache = KVCache(self.config, B, T + max_new_tokens - 1, self.device, self.dtype)
+        cache = KVCache(self.config, B, T + max_new_tokens - 1, self.device, self.lm_head.weight.dtype)
         ends, ended = input_ids.new_tensor(how.eos_token_id), torch.zeros_like(input_ids[:, 0]).bool()
         out = self(input_ids, attention_mask, past_key_values=cache, logits_to_keep=1, **settings)
         for left in reversed(range(max_new_tokens)):
@@ -779,40 +773,36 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def answer(model: Qwen2VLForConditionalGeneration, processor, messages: list[dict], args) -> str:
     """Stream the answer to a conversation to stdout, and return it."""
-    if args.trace:
-        from stages import trace_stages
-    with trace_stages(model) if args.trace else contextlib.nullcontext():
-        inputs = processor.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=True, video_fps=args.fps
-        ).to(model.device)
-        names = ("max_new_tokens", "seed", "temperature", "top_k", "top_p")
-        pieces, text = [], processor.text_stream()
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True, video_fps=args.fps
+    ).to(model.device)
+    names = ("max_new_tokens", "seed", "temperature", "top_k", "top_p")
+    pieces, text = [], processor.text_stream()
+    with stages.trace_stages(model) if args.trace else contextlib.nullcontext():
         for token in model.stream(**inputs, **{name: getattr(args, name) for name in names}):
             pieces.append(text.push(int(token)))
             print(pieces[-1], end="", flush=True)
-        pieces.append(text.finish())
-        print(pieces[-1], flush=True)
+        print(text.finish(), flush=True)
     return "".join(pieces)
 
 
 def chat(answer_to: Callable[[list[dict]], str], messages: list[dict], media: list[dict]) -> None:
     """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
-    system = list(messages)
+    turns = list(messages)
     print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         try:
             command, _, rest = (line := input().strip()).partition(" ")
+            if command == "/quit":
+                return
             if command in ("/image", "/video"):
                 media.append({"type": command[1:], "path": rest.strip()})
             elif command == "/reset":
-                messages, media = list(system), []
-            elif command == "/quit":
-                return
+                turns, media = list(messages), []
             elif line:
                 question, media = {"role": "user", "content": [*media, {"type": "text", "text": line}]}, []
-                said = answer_to([*messages, question])
-                messages += [question, {"role": "assistant", "content": said}]
+                turns += [question, {"role": "assistant", "content": answer_to([*turns, question])}]
         except EOFError:
             return
         except (ValueError, OSError) as error:
