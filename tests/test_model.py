@@ -20,7 +20,7 @@ from reference import (
 )
 
 import qwen2vl
-from qwen2vl import KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration, get_rope_index
+from qwen2vl import KVCache, Qwen2VLConfig, get_rope_index
 
 MISS = 100 * TOLERANCE
 
@@ -265,27 +265,27 @@ def test_attention_weights_are_those_of_the_reference():
         ours(**inputs, output_attentions=True)
 
 
+def plain_kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal):
+    """What FlashAttention computes, row by row in plain operations, with its signature."""
+    out = torch.empty_like(q)
+    for i in range(len(cu_q) - 1):
+        rows, keys = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
+        n, m = int(cu_q[i + 1] - cu_q[i]), int(cu_k[i + 1] - cu_k[i])
+        assert n <= max_q and m <= max_k
+        visible = torch.ones(n, m).tril(m - n).bool()[None, None] if causal else None
+        one = (x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
+        out[rows] = qwen2vl.attention(*one, "eager", visible=visible)[0].view(n, *q.shape[1:])
+    return out
+
+
 def test_packed_attention_equals_eager_on_a_padded_batch():
-    """The packing of flash_attention_2, with a plain kernel of the same signature in its place."""
-
-    def plain(q, k, v, cu_q, cu_k, max_q, max_k, causal):
-        out = torch.empty_like(q)
-        for i in range(len(cu_q) - 1):
-            rows, keys = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
-            n, m = cu_q[i + 1] - cu_q[i], cu_k[i + 1] - cu_k[i]
-            assert n <= max_q and m <= max_k
-            visible = torch.ones(n, m).tril(int(m - n)).bool()[None, None] if causal else None
-            one = (x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
-            out[rows] = qwen2vl.attention(*one, "eager", visible=visible)[0].view(n, *q.shape[1:])
-        return out
-
     generator = torch.Generator().manual_seed(0)
     real = torch.ones(3, 9, dtype=torch.bool)
     real[0, :4] = real[2, :1] = False
     for T, causal in ((9, True), (9, False), (1, True), (3, True)):
         q = torch.randn(3, 4, T, 8, generator=generator)
         k, v = torch.randn(2, 3, 2, 9, 8, generator=generator)
-        packed = qwen2vl.packed_attention(q, k, v, causal, real, plain).transpose(1, 2)
+        packed = qwen2vl.packed_attention(q, k, v, causal, real, plain_kernel).transpose(1, 2)
         visible = real[:, None, None].expand(3, 1, T, 9)
         if causal:
             visible = visible & torch.ones(T, 9).tril(9 - T).bool()
@@ -295,6 +295,55 @@ def test_packed_attention_equals_eager_on_a_padded_batch():
         assert not packed[~asks].any()
 
 
+def test_eager_sdpa_and_flash_agree_on_a_padded_batch_of_several_pictures(monkeypatch):
+    """The whole model and twelve generated tokens; for flash, the packing with the plain kernel in its place."""
+    ours, _ = random_pair(4)
+    inputs = random_inputs(ours.config, "mixed batch", 4)
+    real = inputs["attention_mask"].bool()
+    plain = qwen2vl.attention
+
+    def with_flash(q, k, v, implementation, causal=False, visible=None, real=None):
+        if implementation != "flash_attention_2":
+            return plain(q, k, v, implementation, causal, visible, real)
+        out = qwen2vl.packed_attention(q, k, v, causal, real, plain_kernel)
+        return out.transpose(1, 2).flatten(2), None
+
+    monkeypatch.setattr(qwen2vl, "attention", with_flash)
+    logits, tokens = {}, {}
+    for name in qwen2vl.IMPLEMENTATIONS:
+        ours.attn_implementation = name
+        with torch.no_grad():
+            logits[name] = ours(**inputs).logits[real]
+        tokens[name] = ours.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=-1)
+    for name in ("sdpa", "flash_attention_2"):
+        assert error(logits[name], logits["eager"]) <= TOLERANCE
+        assert torch.equal(tokens[name], tokens["eager"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention's kernels need a CUDA device")
+def test_flash_attention_on_cuda_equals_sdpa_within_bfloat16_error():
+    ours, _ = random_pair(4)
+    inputs = {name: x.cuda() for name, x in random_inputs(ours.config, "mixed batch", 4).items()}
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        exact = ours.cuda()(**inputs).logits[real]
+        ours.bfloat16()
+        errors = {}
+        for name in qwen2vl.IMPLEMENTATIONS:
+            ours.attn_implementation = name
+            errors[name] = (ours(**inputs).logits[real] - exact).square().mean().sqrt().item()
+    assert 0 < errors["flash_attention_2"] <= 1.2 * errors["sdpa"]
+
+
+def test_the_patch_embedding_is_the_conv3d_whose_weight_it_holds():
+    ours, _ = random_pair(10)
+    pixels = torch.randn(50, 1176, generator=torch.Generator().manual_seed(0))
+    embed = ours.visual.patch_embed
+    with torch.no_grad():
+        slow = embed.proj(pixels.view(50, 3, 2, 14, 14)).flatten(1)
+        assert error(embed(pixels), slow) <= TOLERANCE
+
+
 def test_flash_attention_without_cuda_is_one_clear_line():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
@@ -302,8 +351,9 @@ def test_flash_attention_without_cuda_is_one_clear_line():
     ours.attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2 runs on CUDA in float16 or bfloat16, not on cpu"):
         ours(torch.tensor([[1, 2]]))
-    with pytest.raises(ValueError, match="none of"):
-        Qwen2VLForConditionalGeneration(ours.config, "flash")
+    ours.attn_implementation = "flash"
+    with pytest.raises(ValueError, match="attention 'flash' is none of eager, sdpa, flash_attention_2"):
+        ours(torch.tensor([[1, 2]]))
 
 
 def test_a_cache_that_is_too_short_is_an_error_with_both_numbers():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import KINDS, random_inputs, random_pair
 
-# Square errors scatter by seed, so they are pooled over many inputs before ours and the reference's are compared.
+# Errors scatter by seed, so their squares are pooled over many inputs before the two are compared.
 BAR = 1.05
 
 

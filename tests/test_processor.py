@@ -4,27 +4,23 @@ Needs the official tokenizer, template and configs: QWEN2VL_OFFICIAL names a fol
 """
 
 import ast
-import base64
 import importlib.util
-import io
 import json
 import math
 import random
 import shutil
-import threading
-import weakref
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image
+from test_media import clip, keep, noise
 
 import processor as P
+from media import read_video
 from processor import Qwen2VLImageProcessor, Qwen2VLImageProcessorFast, Qwen2VLProcessor, smart_resize
 
 transformers = pytest.importorskip("transformers", reason="the oracle: pip install -e .[dev]")
@@ -73,39 +69,10 @@ def theirs(checkpoint):
     return tokenizer
 
 
-def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
-    """Smooth colours under sharp noise, so that every filter tap shows."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
-    pixels[: height // 2] = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
-    return Image.fromarray(pixels if channels > 1 else pixels[..., 0])
-
-
 def say(*items, role: str = "user") -> list[dict]:
     return [
         {"role": role, "content": [{"type": "text", "text": x} if isinstance(x, str) else x for x in items]}
     ]
-
-
-def clip(path: Path, count: int, rate: int = 10, codec="mpeg4", size=(64, 48), times=None) -> Path:
-    """A clip whose frames tell their numbers: in each, block i of 16 x 16 px is white if bit i is set."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for number in range(count):
-            blocks = np.array([255 * (number >> i & 1) for i in range(size[0] * size[1] // 256)], np.uint8)
-            pixels = blocks.reshape(size[1] // 16, size[0] // 16).repeat(16, 0).repeat(16, 1)  # (H, W)
-            frame = av.VideoFrame.from_ndarray(np.stack([pixels] * 3, -1), "rgb24")
-            frame.pts = number if times is None else times[number]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def numbers(frames: list) -> list[int]:
-    """The numbers of frames made by `clip`."""
-    blocks = [np.asarray(frame.convert("L"))[8::16, 8::16].ravel() > 127 for frame in frames]
-    return [sum(int(bit) << i for i, bit in enumerate(block)) for block in blocks]
 
 
 def reference_sample_frames():
@@ -180,7 +147,7 @@ def random_cases(count: int):
 
 
 def test_pixel_values_equal_the_reference(amount):
-    for picture, least, most in random_cases(amount(40, 300)):
+    for picture, least, most in random_cases(amount(30, 300)):
         expected = reference_pixels(picture, least, most)
         got = Qwen2VLImageProcessor(min_pixels=least, max_pixels=most)(picture)
         assert got.image_grid_thw.tolist() == expected["image_grid_thw"].tolist(), (picture.size, least, most)
@@ -191,7 +158,7 @@ def test_pixel_values_equal_the_reference(amount):
 def test_fast_pixel_values_are_close_to_the_reference(amount):
     """Along rows first, as torch, torchvision and Pillow up to 12; 13 starts with columns in some shapes."""
     level, off, count = 1 / 255 / 0.26, 0, 0
-    for picture, least, most in random_cases(amount(60, 300)):
+    for picture, least, most in random_cases(amount(24, 300)):
         height, width = smart_resize(picture.height, picture.width, 28, least, most)
         rows = picture.convert("RGB").resize((width, picture.height), Image.Resampling.BICUBIC)
         resized = rows.resize((width, height), Image.Resampling.BICUBIC)
@@ -226,8 +193,13 @@ def test_nearest_limit_wins(checkpoint):
     assert tokens(run(say(item | {"max_pixels": 84**2}), max_pixels=140**2)) == 9
     assert tokens(run(say(item | {"resized_height": 60, "resized_width": 100}), max_pixels=140**2)) == 2 * 4
     assert tokens(loaded(text="<|image_pad|>", images=picture, max_pixels=560**2)) == 400
+    assert tokens(run(say(item | {"resized_height": 56}))) == 2 * 20, "the other side stays"
     with pytest.raises(ValueError, match=r"3000.*3136"):
         run(say(item | {"max_pixels": 3000}))
+    frames = {"type": "video", "video": [picture] * 2}
+    for processor, most in ((loaded, 100), (Qwen2VLProcessor.from_pretrained(checkpoint), 400)):
+        grid = processor.apply_chat_template(say(frames), tokenize=True, return_dict=True)["video_grid_thw"]
+        assert int(grid.prod()) // 4 == most, "limits of the caller hold for clips, those of the file don't"
 
 
 def test_size_in_place_of_limits_is_understood(checkpoint, tmp_path):
@@ -240,75 +212,6 @@ def test_size_in_place_of_limits_is_understood(checkpoint, tmp_path):
     assert (loaded.min_pixels, loaded.max_pixels) == (784, 84**2)
 
 
-# ---------------------------------------------------------------- odd pictures (facts.md, case 10)
-
-
-def saved(picture: Image.Image, kind: str, **options) -> str:
-    """A picture as a data: URI, through a file format and back."""
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def test_transparent_pixels_lie_on_white():
-    colours = np.zeros((2, 3, 4), np.uint8)
-    colours[..., :3], colours[..., 3] = (200, 100, 50), [[0, 51, 255], [102, 153, 204]]
-    alpha = colours[..., 3:] / 255
-    expected = colours[..., :3] * alpha + 255 * (1 - alpha)
-    rgba = Image.fromarray(colours)
-    assert np.abs(np.asarray(P.load_image(rgba)) - expected).max() <= 1
-    assert np.abs(np.asarray(P.load_image(saved(rgba, "PNG"))) - expected).max() <= 1
-    grey = np.asarray(P.load_image(rgba.convert("LA")))
-    assert np.abs(grey - (np.asarray(rgba.convert("L"))[..., None] * alpha + 255 * (1 - alpha))).max() <= 1
-
-
-@pytest.mark.parametrize("mode, key", [("RGB", (10, 20, 30)), ("L", 10), ("P", 1)])
-def test_a_transparent_colour_is_white(mode, key):
-    picture = Image.new(mode, (2, 1), key)
-    if mode == "P":
-        picture.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
-    picture.putpixel((1, 0), {"RGB": (40, 50, 60), "L": 40, "P": 2}[mode])
-    left, right = np.asarray(P.load_image(saved(picture, "PNG", transparency=key)))[0].tolist()
-    assert left == [255] * 3 and right == ([40] * 3 if mode == "L" else [40, 50, 60])
-
-
-def test_photos_are_turned_upright_by_their_exif_tag():
-    upright = np.asarray(noise(6, 9))
-    # How a camera stores an upright picture for each value of the tag (EXIF standard, table of "Orientation")
-    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
-    turned = upright.transpose(1, 0, 2)
-    stored |= {5: turned, 6: turned[::-1], 7: turned[::-1, ::-1], 8: turned[:, ::-1]}
-    for tag, pixels in stored.items():
-        exif = Image.Exif()
-        exif[0x0112] = tag
-        uri = saved(Image.fromarray(np.ascontiguousarray(pixels)), "PNG", exif=exif)
-        assert np.array_equal(np.asarray(P.load_image(uri)), upright), tag
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_are_scaled_to_eight(kind):
-    wide = np.array([[0, 128, 129, 257, 30000, 65535]], np.uint16)
-    got = np.asarray(P.load_image(saved(Image.fromarray(wide), kind)))
-    assert got[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255] and (got == got[..., :1]).all()
-    assert np.array_equal(np.asarray(P.load_image(Image.fromarray(wide.astype(np.int32)))), got)
-
-
-@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "1", "YCbCr", "HSV"])
-def test_other_modes_are_converted_as_in_the_reference(mode):
-    from transformers.image_transforms import convert_to_rgb
-
-    picture = noise(20, 30).convert(mode)
-    assert np.array_equal(np.asarray(P.load_image(picture)), np.asarray(convert_to_rgb(picture)))
-
-
-def test_an_animated_picture_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
-    for kind in ["GIF", "PNG"] + ["WEBP"] * features.check("webp"):
-        lossless = {"lossless": True} if kind == "WEBP" else {}
-        uri = saved(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
-        assert P.load_image(uri).getpixel((3, 3)) == (255, 0, 0), kind
-
-
 def test_a_single_pixel_is_enlarged():
     batch = Qwen2VLImageProcessor()(Image.new("RGB", (1, 1), (255, 0, 127)))
     mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -316,40 +219,6 @@ def test_a_single_pixel_is_enlarged():
     assert batch.image_grid_thw.tolist() == [[1, 4, 4]]
     got = batch.pixel_values.view(16, 3, -1)
     assert np.abs(got.numpy() - expected[None, :, None]).max() < 1e-6
-
-
-# ---------------------------------------------------------------- sources
-
-
-@pytest.fixture
-def server(tmp_path):
-    """An http server on the test's folder that refuses urllib's own User-Agent, as some hosts do."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            refused = self.headers["User-Agent"].startswith("Python-urllib")
-            self.send_error(403) if refused else super().do_GET()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_every_source_of_a_picture_gives_the_same_pixels(server, tmp_path):
-    picture = noise(20, 30)
-    path = tmp_path / "a picture.png"
-    picture.save(path)
-    pixels = np.asarray(picture)
-    tensor = torch.from_numpy(pixels.copy())
-    sources = [path, str(path), path.as_uri(), f"{server}/a%20picture.png", saved(picture, "PNG")]
-    for source in [*sources, picture, pixels, tensor, tensor.permute(2, 0, 1)]:
-        assert np.array_equal(np.asarray(P.load_image(source)), pixels), P.describe(source)
-    assert np.array_equal(np.asarray(P.load_image(pixels[..., 0]))[..., 2], pixels[..., 0])
 
 
 def test_message_items_name_their_picture_in_four_ways(ours, tmp_path):
@@ -361,40 +230,6 @@ def test_message_items_name_their_picture_in_four_ways(ours, tmp_path):
     for item in items:
         got = ours.apply_chat_template(say(item), tokenize=True, return_dict=True)
         assert torch.equal(got.pixel_values, expected)
-
-
-def test_bad_pictures_are_one_line_errors_that_name_them(server, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    noise(64, 64).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
-    cases = {
-        str(tmp_path / "none.png"): (FileNotFoundError, "none.png"),
-        (tmp_path / "gone.png").as_uri(): (FileNotFoundError, "gone.png"),
-        str(tmp_path): (OSError, tmp_path.name),
-        str(tmp_path / "broken.png"): (ValueError, "broken.png"),
-        str(tmp_path / "cut.png"): (ValueError, "cut.png"),
-        f"{server}/none.png": (OSError, "404"),
-        "http://127.0.0.1:9/x.png": (OSError, "127.0.0.1:9"),
-        "data:image/png;base64,AAAA" + "A" * 5000: (ValueError, "data:image/png"),
-        "data:nothing": (OSError, "data:nothing"),
-        "x" * 5000: (OSError, "5002 characters"),
-        "a\0b": (OSError, "null"),
-        3: (ValueError, "3"),
-        None: (ValueError, "None"),
-    }
-    for source, (kind, named) in cases.items():
-        with pytest.raises(kind) as error:
-            P.load_image(source)
-        assert named in str(error.value) and "\n" not in str(error.value), error.value
-        assert len(str(error.value)) < 500
-
-
-@pytest.mark.parametrize(
-    "shape, dtype", [((4, 5, 3), "float32"), ((3, 5, 4), "uint8"), ((3, 7, 3), "uint8"), ((0, 4), "uint8")]
-)
-def test_ambiguous_arrays_are_refused(shape, dtype):
-    with pytest.raises(ValueError, match=r"\(H, W, 3\).*got ndarray of"):
-        P.load_image(np.zeros(shape, dtype))
 
 
 # ---------------------------------------------------------------- frames and clips (facts.md, 11 and 12)
@@ -433,31 +268,13 @@ def test_frame_counts_of_odd_clips():
         ((5, 10.0), {"nframes": 6}, ["6", "5"]),
         ((5, 10.0), {"nframes": 0}, ["0", "5"]),
         ((0, 10.0), {}, ["0 frames"]),
+        ((9, 10.0), {"max_frames": 0, "min_frames": 0}, ["0", "9"]),
         ((9, 10.0), {"fps": 0}, ["fps 0"]),
         ((9, 10.0), {"min_frames": 8, "max_frames": 6}, ["8", "6"]),
     ]:
         with pytest.raises(ValueError) as error:
             P.sample_frames(*arguments, **options)
         assert all(text in str(error.value) for text in named)
-
-
-@pytest.mark.parametrize(
-    "suffix, codec", [("mp4", "mpeg4"), ("mkv", "mpeg4"), ("avi", "mpeg4"), ("webm", "libvpx")]
-)
-def test_the_sampled_frames_are_those_asked_for(tmp_path, suffix, codec):
-    path = clip(tmp_path / f"a.{suffix}", 50, codec=codec)
-    with av.open(str(path)) as container:
-        states_count = container.streams.video[0].frames > 0
-    assert states_count == (suffix in ("mp4", "avi")), "both kinds of container are met"
-    assert numbers(P.read_video(path)) == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
-    assert numbers(P.read_video(path, fps=1)) == [0, 12, 25, 37]
-    assert numbers(P.read_video(path, nframes=3)) == [0, 25]
-    assert numbers(P.read_video(path, nframes=1)) == [0]
-    assert numbers(P.read_video(path, nframes=4, video_start=1, video_end=1.9)) == [10, 12, 15, 17]
-    with pytest.raises(ValueError, match=r"60.*50 frames"):
-        P.read_video(path, nframes=60)
-    with pytest.raises(ValueError, match=r"5\.00 s.*7 to 9"):
-        P.read_video(path, video_start=7, video_end=9)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -470,65 +287,6 @@ def test_short_clips_give_whole_frame_pairs(ours, tmp_path, count):
     if count == 1:
         first, second = batch.pixel_values_videos.view(-1, 3, 2, 196).unbind(2)
         assert torch.equal(first, second)
-
-
-def test_variable_frame_rate_is_sampled_by_number(tmp_path):
-    times = [0, 1, 2, 3, 30, 31, 32, 60, 61, 99]
-    path = clip(tmp_path / "a.mkv", 10, times=times)
-    assert numbers(P.read_video(path, nframes=10)) == list(range(10))
-    frames = P.read_video(path, fps=1)
-    assert 4 <= len(frames) <= 10 and numbers(frames) == [i * 10 // len(frames) for i in range(len(frames))]
-
-
-def test_a_wrongly_stated_frame_count_is_mended(tmp_path):
-    path = clip(tmp_path / "a.avi", 20)
-    data = bytearray(path.read_bytes())
-    at = data.index(b"strh") + 8 + 32  # dwLength of the stream header
-    assert int.from_bytes(data[at : at + 4], "little") == 20
-    data[at : at + 4] = (200).to_bytes(4, "little")
-    path.write_bytes(data)
-    with av.open(str(path)) as container:
-        assert container.streams.video[0].frames == 200
-    assert numbers(P.read_video(path, nframes=4)) == [0, 5, 10, 15]
-
-
-def test_a_clip_filmed_with_the_phone_turned_is_upright(tmp_path):
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        pixels = np.zeros((48, 64, 3), np.uint8)
-        pixels[:, :32] = 255  # the left half is white
-        for i in range(4):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    data = path.read_bytes()
-
-    def matrix(a: int, b: int, c: int, d: int) -> bytes:
-        return b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 2**30))
-
-    at = data.index(matrix(65536, 0, 0, 65536), data.index(b"tkhd"))
-    # ISO 14496-12: x' = a*x + c*y, y' = b*x + d*y. This is a quarter turn clockwise: a phone held upright.
-    path.write_bytes(data[:at] + matrix(0, 65536, -65536, 0) + data[at + 36 :])
-    frame = np.asarray(P.read_video(path, nframes=2)[0])
-    assert frame.shape == (64, 48, 3)
-    assert frame[:24].mean() > 240 and frame[40:].mean() < 15, "what was at the left is at the top"
-
-
-def test_a_long_clip_is_read_in_bounded_memory(tmp_path):
-    path = clip(tmp_path / "long.mp4", 6000, size=(16, 16))
-    alive, peak = [], 0
-
-    def keep(frame, n):
-        nonlocal alive, peak
-        alive = [ref for ref in [*alive, weakref.ref(frame)] if ref() is not None]
-        peak = max(peak, len(alive))
-        return n
-
-    assert P.read_video(path, keep) == [768] * 768, "600 s at 2 fps, held to 768"
-    assert peak <= 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
@@ -559,48 +317,26 @@ def test_a_frame_list_of_two_sizes_is_refused(ours):
         ours(text="<|video_pad|>", videos=[[noise(300, 300), noise(600, 300)]])
 
 
-def test_bad_clips_are_one_line_errors_that_name_them(tmp_path):
-    (tmp_path / "broken.mp4").write_bytes(b"not a clip")
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
-        sound.sample_rate = 8000
-        container.mux(stream.encode(sound))
-    (tmp_path / "empty.mkv").write_bytes(clip(tmp_path / "b.mkv", 5).read_bytes()[:600])
-    for source, kind, named in [
-        ("none.mp4", FileNotFoundError, "none.mp4"),
-        ("broken.mp4", ValueError, "broken.mp4"),
-        ("sound.wav", ValueError, "no video"),
-        ("empty.mkv", ValueError, "0 frames"),
-        ([], ValueError, "at least 1 frame"),
-        (5, ValueError, "5"),
-    ]:
-        with pytest.raises(kind, match=named) as error:
-            P.read_video(str(tmp_path / source) if isinstance(source, str) else source)
-        assert "\n" not in str(error.value)
-
-
-def test_a_clip_comes_from_everywhere_and_its_options_from_call_or_item(ours, tmp_path, server):
+def test_options_of_a_clip_come_from_call_or_item(ours, tmp_path):
     path = clip(tmp_path / "a.mp4", 60)
-    data = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-    run = partial(ours.apply_chat_template, tokenize=True, return_dict=True)
-    expected = run(say({"type": "video", "path": str(path)}))
-    assert expected.video_grid_thw[0, 0] == 6
-    for source in (path.as_uri(), f"{server}/a.mp4", data):
-        assert torch.equal(
-            run(say({"type": "video", "url": source})).pixel_values_videos, expected.pixel_values_videos
-        )
-    item = {"type": "video", "video": path}
+    item = {"type": "video", "video": path, "max_pixels": 784}
+
+    def run(item: dict, **options):
+        return ours.apply_chat_template(say(item), tokenize=True, return_dict=True, **options)
 
     def frames(item: dict, **options) -> int:
-        return int(run(say(item), **options).video_grid_thw[0, 0]) * 2
+        return int(run(item, **options).video_grid_thw[0, 0]) * 2
 
+    assert frames(item) == frames({"type": "video", "url": path.as_uri(), "max_pixels": 784}) == 12
     assert frames(item, video_fps=1) == 6 and frames(item, fps=1) == 6
-    assert frames(item | {"nframes": 8}, video_fps=1) == 8 and frames(item | {"fps": 4}, nframes=2) == 24
+    assert frames(item | {"nframes": 8}, video_fps=1) == 8 and frames(item | {"fps": 4}, fps=1) == 24
     assert frames(item | {"min_frames": 20}) == 20 and frames(item | {"max_frames": 4}) == 4
     assert frames(item | {"video_start": 1.0, "video_end": 2.95}) == 4
-    with pytest.raises(ValueError, match="not both"):
-        frames(item | {"fps": 1, "nframes": 4})
+    got = run(item | {"nframes": 4, "video_start": 1, "video_end": 1.9})
+    stills = read_video(path, lambda total, rate: [10, 12, 15, 17], keep)
+    assert torch.equal(got.pixel_values_videos, run(item | {"video": stills}).pixel_values_videos)
+    with pytest.raises(ValueError, match=r"6\.00 s.*7 to 9"):
+        run(item | {"video_start": 7, "video_end": 9})
     with pytest.raises(ValueError, match="frame_rate"):
         frames(item, frame_rate=4)
 
@@ -708,12 +444,11 @@ def test_more_or_fewer_pictures_than_slots_is_an_error_with_both_counts(ours, gi
     text = "<|vision_start|><|image_pad|><|vision_end|>" * 2
     with pytest.raises(ValueError) as error:
         ours(text=[text], images=[Image.new("RGB", (28, 28))] * given or None)
-    were = "1 picture was" if given == 1 else f"{given} pictures were"
-    assert str(error.value) == f"the prompt has 2 image slots, {were} given"
+    assert str(error.value) == f"image slots in the prompt: 2, images given: {given}"
 
 
 def test_a_video_slot_wants_a_video(ours):
-    with pytest.raises(ValueError, match=r"0 video slots, 1 video was given"):
+    with pytest.raises(ValueError, match="video slots in the prompt: 0, videos given: 1"):
         ours(text="hi", videos=[[Image.new("RGB", (28, 28))] * 2])
     with pytest.raises(ValueError, match="no source"):
         ours.apply_chat_template(say({"type": "image"}), tokenize=True)
@@ -747,7 +482,7 @@ def test_a_prompt_past_the_models_reach_names_both_numbers_and_what_is_cheaper(o
         ours.apply_chat_template(say("hi " * 40000), tokenize=True)
 
 
-# ---------------------------------------------------------------- batches, decoding, saving
+# ---------------------------------------------------------------- batches, decoding, loading
 
 
 def test_lists_are_left_padded_unasked_and_rows_equal_single_ones(ours):
@@ -764,8 +499,6 @@ def test_lists_are_left_padded_unasked_and_rows_equal_single_ones(ours):
         assert torch.equal(batch[key], torch.cat([single[key] for single in singles if key in single]))
     assert set(singles[1]) == {"input_ids", "attention_mask"}
     assert torch.equal(run(talks, return_dict=False), batch.input_ids)
-    right = run(talks, padding_side="right")
-    assert torch.equal(right.input_ids[1][right.attention_mask[1] == 1], singles[1].input_ids[0])
 
 
 def test_the_same_batch_comes_from_messages_and_from_rendered_strings(ours):
@@ -777,18 +510,17 @@ def test_the_same_batch_comes_from_messages_and_from_rendered_strings(ours):
     for images in (pictures, [[pictures[0]], [pictures[1]]]):
         got = ours(text=texts, images=images, videos=[frames], padding=True, return_tensors="pt")
         assert set(got) == set(expected) and all(torch.equal(got[key], expected[key]) for key in got)
-    with pytest.raises(ValueError, match="padding=True"):
-        ours(text=["a", "a b c"], padding=False)
-    assert ours(text=["a", "b"], padding=False).input_ids.shape == (2, 1)
+    for options in ({"padding": False}, {"return_tensors": "np"}):
+        with pytest.raises(ValueError, match=r"padding=.*return_tensors="):
+            ours(text=["a", "a b c"], **options)
 
 
 def test_a_batch_is_a_mapping_that_moves(ours):
     batch = ours(text="<|image_pad|>", images=noise(28, 28))
     assert batch.input_ids is batch["input_ids"] and {**batch}.keys() == batch.keys()
-    moved = batch.to("meta", torch.bfloat16)
-    assert moved.pixel_values.is_meta and moved.pixel_values.dtype == torch.bfloat16
-    assert moved.input_ids.is_meta and moved.input_ids.dtype == torch.int64
-    assert batch.to("cpu").pixel_values.dtype == torch.float32
+    moved = batch.to("meta")
+    assert moved.pixel_values.is_meta and moved.pixel_values.dtype == torch.float32
+    assert moved.input_ids.is_meta and moved.input_ids.dtype == moved.attention_mask.dtype == torch.int64
     with pytest.raises(AttributeError, match="labels"):
         _ = batch.labels
 
@@ -822,23 +554,6 @@ def test_emoji_and_cjk_stream_whole(ours, theirs):
     assert [stream.push(i) for i in ids[:-1]] == [""] * (len(ids) - 1)
     assert stream.finish() == "\ufffd", "an unfinished letter at the end of the budget"
     assert ours.text_stream().push(151900) == "\ufffd", "an id without a token"
-
-
-def test_a_saved_processor_loads_here_and_there(ours, theirs, tmp_path):
-    limited = Qwen2VLImageProcessor(min_pixels=784, max_pixels=78400)
-    Qwen2VLProcessor(limited, ours.tokenizer, ours.files).save_pretrained(tmp_path / "saved")
-    again = Qwen2VLProcessor.from_pretrained(tmp_path / "saved", use_fast=True)
-    assert isinstance(again.image_processor, Qwen2VLImageProcessorFast)
-    assert (again.image_processor.min_pixels, again.image_processor.max_pixels) == (784, 78400)
-    there = transformers.Qwen2TokenizerFast.from_pretrained(tmp_path / "saved")
-    pictures = transformers.Qwen2VLImageProcessor.from_pretrained(tmp_path / "saved")
-    assert (pictures.min_pixels, pictures.max_pixels) == (784, 78400)
-    text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>你好<|box_start|>"
-    expected = theirs(text)["input_ids"]
-    assert there(text)["input_ids"] == expected
-    assert again.encode(P.split_tokens(text, again.special)) == expected
-    files = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.json"}
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == files
 
 
 def test_vision_tokens_that_stand_only_in_tokenizer_config_are_found(checkpoint, theirs, tmp_path):
