@@ -1,12 +1,8 @@
 """A name → a folder → config, tokenizer, weights.
 
-`find_checkpoint` turns "tiny", a folder or a Hub name into a folder in the official checkpoints' layout:
-
-    config.json   generation_config.json   preprocessor_config.json   tokenizer.json   tokenizer_config.json
-    model.safetensors, or model-0000i-of-0000N.safetensors with model.safetensors.index.json
-
-The rest reads one thing each from there and hands out plain dicts and tensors; `save_checkpoint` writes it.
-Nothing here knows the model: the caller names the tensors it expects, and gets exactly those or an error.
+A folder has the official layout: some JSON files, and model.safetensors or its shards
+model-0000i-of-0000N.safetensors and their model.safetensors.index.json. Nothing here knows the model: the
+caller names the tensors it expects and gets exactly those, plain, or an error.
 """
 
 import json
@@ -45,7 +41,6 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
         return folder
     if folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
         raise FileNotFoundError(f"{name!r} is neither a folder ({folder}) nor a Hub repository (owner/name)")
-
     from huggingface_hub import snapshot_download  # here: slow to import and seldom needed
 
     try:
@@ -96,7 +91,6 @@ def flatten_config(config: dict) -> dict:
     if text := flat.pop("text_config", None):
         text = {key: value for key, value in text.items() if value is not None}
         flat = {"tie_word_embeddings": False} | flat | text | {"model_type": flat.get("model_type")}
-
     rope = dict(flat.pop("rope_parameters", None) or flat.get("rope_scaling") or {})
     kind = rope.pop("rope_type", rope.pop("type", "mrope"))  # newer files have both, and call it "default"
     flat["rope_theta"] = rope.pop("rope_theta", flat.get("rope_theta"))

@@ -25,23 +25,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from load import find_checkpoint, load_tokenizer, read_config, read_json
-from media import Name, describe, load_image, read_video
-
-# What an item of a message, a call or `from_pretrained` may say of a picture or clip; where an item names it.
-SIZING = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
-SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end")
-SOURCE_KEYS = {"image": ("path", "url", "image", "image_url"), "video": ("path", "url", "video")}
-
-
-def settle(media: Any, kind: str, *levels: dict) -> tuple[Any, dict]:
-    """The source in a message item, or a bare one, and its options: the item's outweigh those of `levels`."""
-    item = media if isinstance(media, dict) else {kind: media}
-    source = next((item[key] for key in SOURCE_KEYS[kind] if item.get(key) is not None), None)
-    source = source.get("url") if isinstance(source, dict) else source  # {"image_url": {"url": ...}}
-    if source is None:
-        raise ValueError(f"no source in {item!r:.99}: a {kind} has one of {', '.join(SOURCE_KEYS[kind])}")
-    known, levels = SIZING + SAMPLING, (*levels, item)
-    return source, {key: level[key] for level in levels for key in known if level.get(key) is not None}
+from media import SAMPLING, SIZING, Name, describe, load_image, read_video, settle
 
 
 # ------------------------------------------------------------------------------------------ patches

@@ -1,11 +1,11 @@
 """Qwen2-VL (arXiv 2409.12191): pictures, videos and text in, text out, from plain PyTorch operations.
 
-In the order of reading: configuration, rotary positions, attention, the vision transformer, 3D positions
-(M-RoPE), the decoder, the whole model, generation, the command line. Unlike in a plain vision-language model
+From top to bottom: configuration, rotary positions, attention, vision transformer, 3D positions (M-RoPE),
+decoder, whole model, generation, command line. Unlike in a plain vision-language model
   * a picture keeps its own size: each patch of 14 x 14 pixels is a token of the vision transformer, and 2 x 2
     of those become one token of the decoder, so the number of tokens follows the picture (section 2.1);
-  * the vision transformer knows where a patch is by turning queries and keys by its row and column (2D RoPE);
-  * the decoder does the same with three numbers a token: time, row and column (M-RoPE, section 2.1).
+  * the vision transformer knows where a patch is by turning queries and keys by its row and column (2D RoPE),
+    the decoder where a token is by three numbers: time, row and column (M-RoPE, section 2.1).
 
 Module attributes carry the official checkpoint's names. Locals carry these letters:
   B batch   T tokens in this call   S tokens so far (cache + T)   P patches of a frame   D width
@@ -15,6 +15,7 @@ Module attributes carry the official checkpoint's names. Locals carry these lett
 import argparse
 import contextlib
 import functools
+import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -29,12 +30,8 @@ from torch import Tensor
 import load
 import stages
 
-# What the official config.json leaves out; source: the released modelling code.
-VISION_NORM_EPS = 1e-6
-VISION_ROPE_THETA = 10_000.0
-
+VISION_NORM_EPS, VISION_ROPE_THETA = 1e-6, 10_000.0  # in the released code, but not in config.json
 IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2")
-Media = tuple[Tensor | None, Tensor | None]  # pixel values (patches, 1176) and grids (pictures, 3)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Qwen2VLConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    mrope_section: tuple[int, int, int]  # how many of the d/2 frequencies turn with time, row, column
+    mrope_section: list[int]  # how many of the d/2 frequencies turn with time, row, column
     tie_word_embeddings: bool
     bos_token_id: int
     eos_token_id: int
@@ -79,14 +76,12 @@ class Qwen2VLConfig:
     def from_dict(cls, config: dict) -> "Qwen2VLConfig":
         """Read a config.json dict, flat or nested; ValueError names what is missing."""
         config = load.flatten_config(config)
-        config |= {"mrope_section": (config.get("rope_scaling") or {}).get("mrope_section")}
-        vision = config.get("vision_config") or {}
+        config["mrope_section"], vision = config["rope_scaling"].get("mrope_section"), config["vision_config"]
         missing = [f.name for f in fields(cls) if config.get(f.name) is None]
         missing += [f"vision_config.{f.name}" for f in fields(VisionConfig) if vision.get(f.name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
-        config |= {"vision_config": VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})}
-        config |= {"mrope_section": tuple(config["mrope_section"])}
+        config["vision_config"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})
         return cls(**{f.name: config[f.name] for f in fields(cls)})
 
     @classmethod
@@ -97,7 +92,7 @@ class Qwen2VLConfig:
     def to_dict(self) -> dict:
         """The official flat layout, which `transformers` reads as well."""
         config = asdict(self)
-        rope = {"type": "mrope", "mrope_section": list(config.pop("mrope_section"))}
+        rope = {"type": "mrope", "mrope_section": config.pop("mrope_section")}
         family = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
         return family | {"hidden_act": "silu", "rope_scaling": rope} | config
 
@@ -126,8 +121,7 @@ def attention(
     visible: (B, 1, T, S), True where a query sees a key, says it all; "flash_attention_2" takes real: (B, S),
     False for padding, in its place. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
     """
-    H, T, d = q.shape[1:]
-    weights = None
+    (H, T, d), weights = q.shape[1:], None
     if implementation == "eager":  # the definition: what the other two must agree with
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
         scores = q @ k.transpose(-2, -1) / math.sqrt(d)  # (B, H, T, S)
@@ -141,9 +135,7 @@ def attention(
     elif implementation != "flash_attention_2":
         raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
     elif not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"{implementation} runs on CUDA in float16 or bfloat16, not on {q.device} in {q.dtype}"
-        )
+        raise ValueError(f"{implementation} runs on CUDA in float16 or bfloat16, not {q.device}, {q.dtype}")
     else:
         out = packed_attention(q, k, v, causal, real, find_flash_kernel())
     return out.transpose(1, 2).flatten(2), weights
@@ -152,8 +144,8 @@ def attention(
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None, kernel) -> Tensor:
     """Leave out padding, lay the rows end to end, let `kernel` attend within each, and put the results back.
 
-    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal=) gets q (tokens, H, d), k and v (tokens, K, d), and in
-    cu_q and cu_k (B + 1,) where rows start; a row's queries are the last of its keys. Returns (B, H, T, d).
+    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal=) gets q (tokens, H, d), k, v (tokens, K, d) and in cu_q,
+    cu_k (B + 1,) where rows start; a row's queries are its last tokens. Returns (B, H, T, d).
     """
     T, S = q.shape[2], k.shape[2]
     real = q.new_ones(len(q), S, dtype=torch.bool) if real is None else real
@@ -166,13 +158,10 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor
     return out.transpose(1, 2)
 
 
-@functools.cache
 def find_flash_kernel() -> Callable[..., Tensor]:
     """The `flash_attn` package where installed, else the FlashAttention kernels in PyTorch 2.11 or newer."""
     with contextlib.suppress(ImportError):
-        from flash_attn import flash_attn_varlen_func
-
-        return lambda *packed, causal: flash_attn_varlen_func(*packed, causal=causal)
+        return importlib.import_module("flash_attn").flash_attn_varlen_func
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -186,10 +175,9 @@ def find_flash_kernel() -> Callable[..., Tensor]:
 
 
 class PatchEmbed(nn.Module):
-    """A patch of 2 frames x 14 x 14 pixels x 3 colours becomes one vector.
+    """A patch of 3 colours x 2 frames x 14 x 14 pixels becomes one vector.
 
-    The checkpoint holds the weight of a Conv3d whose stride is its kernel, which is a matrix product over
-    flattened patches, and runs 10 to 20 times faster as one.
+    The checkpoint holds a Conv3d whose stride is its kernel: a matrix product, 10 to 20 times faster as one.
     """
 
     def __init__(self, config: VisionConfig):
@@ -248,10 +236,7 @@ class VisionBlock(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """2 x 2 neighbouring patches become one token of the decoder's width.
-
-    The processor has laid the four patches of a square side by side, so merging is a reshape and an MLP.
-    """
+    """2 x 2 patches, which the processor laid one after another, become one token: a reshape and an MLP."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -266,9 +251,9 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """The patches of pictures and videos become tokens of the decoder, one picture at a time.
 
-    Pictures never see each other, so each goes through alone: no mask over all of them, memory for one only,
-    and the same bits whatever stands beside it. Nor do the frames of a video see each other (pairs of frames,
-    strictly: a patch is two frames deep); being of one size, they go through as a batch.
+    Pictures never see each other, so each goes through alone: no mask, memory for one only, the same bits
+    whatever stands beside it. Nor do the frames of a video (pairs of frames, strictly: a patch is two deep);
+    being of one size, they go through as a batch.
     """
 
     def __init__(self, config: VisionConfig):
@@ -313,9 +298,9 @@ def get_rope_index(
     Text counts 0, 1, 2 ... on all three axes. A picture or video starts at the next free number and adds its
     own frame, row and column; the text behind it goes on at the largest number so far + 1, on any axis.
 
-    input_ids: (B, T); grids: (pictures or videos, 3) in patches, in prompt order over all rows;
-    attention_mask: (B, T), 0 for padding, which is passed over (and gets position 1, as in the reference).
-    Returns (3, B, T) and deltas (B, 1): what decoding adds to the number of tokens so far, padding included.
+    input_ids: (B, T); grids: (n, 3) in patches, in prompt order over all rows; attention_mask: (B, T), 0 for
+    padding, which gets position 1. Returns positions (3, B, T) and deltas (B, 1): what decoding adds to the
+    number of tokens so far, padding included.
     """
     m = config.vision_config.spatial_merge_size
     kinds = {config.image_token_id: image_grid_thw, config.video_token_id: video_grid_thw}
@@ -380,22 +365,15 @@ class Attention(nn.Module):
     def __init__(self, config: Qwen2VLConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        D, H, K, d = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        self.q_proj = nn.Linear(D, H * d)
-        self.k_proj = nn.Linear(D, K * d)
-        self.v_proj = nn.Linear(D, K * d)
-        self.o_proj = nn.Linear(H * d, D, bias=False)
+        D, K = config.hidden_size, config.num_key_value_heads
+        self.q_proj = nn.Linear(D, config.num_attention_heads * self.head_dim)
+        self.k_proj = nn.Linear(D, K * self.head_dim)
+        self.v_proj = nn.Linear(D, K * self.head_dim)
+        self.o_proj = nn.Linear(self.q_proj.out_features, D, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, **how):
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (
-            p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections
-        )  # (B, H|K, T, d)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H|K * d)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))  # (B, H|K, T, d)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, d): keys are turned once, then kept
@@ -454,8 +432,8 @@ class Qwen2VLModel(nn.Module):
     ) -> Tensor:
         """Embeddings x (B, T, D) at positions (3, B, T) to the last hidden state (B, T, D), normalised.
 
-        attention_mask: (B, S), 0 for padding. Lists that are given get the hidden states, from the embeddings
-        to the one returned, and the attention weights (B, H, T, S) of each layer, which only "eager" has.
+        attention_mask: (B, S), 0 for padding. Lists that are given are filled, layer by layer: hidden states,
+        from the embeddings to the one returned, and attention weights (B, H, T, S), which only "eager" has.
         """
         cos, sin = self.rotary_table(position_ids, x.dtype)
         how = make_masks(x, cache, attention_mask, implementation) | {"implementation": implementation}
@@ -476,9 +454,7 @@ class Qwen2VLModel(nn.Module):
         """cos and sin (B, 1, T, d) of positions (3, B, T): each frequency turns with one axis."""
         d, theta = self.config.head_dim, self.config.rope_theta
         frequencies = rope_frequencies(d, theta, position_ids.device).split(self.config.mrope_section)
-        axes = zip(
-            position_ids.float(), frequencies, strict=True
-        )  # (B, T) and its share of the d/2 frequencies
+        axes = zip(position_ids.float(), frequencies, strict=True)  # (B, T) and its share of d/2
         angles = torch.cat([axis[..., None] * share for axis, share in axes], dim=-1)  # (B, T, d/2)
         angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, d): the same for all heads
         return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -487,16 +463,14 @@ class Qwen2VLModel(nn.Module):
 def make_masks(x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, implementation: str) -> dict:
     """`visible` (B, 1, T, S) and `real` (B, S) for `attention`, None where there is nothing to say."""
     (B, T), past = x.shape[:2], cache.length if cache is not None else 0
-    S, real = past + T, None
-    if attention_mask is not None:
-        if attention_mask.shape != (B, S):
-            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {S}) is needed")
-        real = None if attention_mask.all() else attention_mask.bool()
+    if attention_mask is not None and attention_mask.shape != (B, past + T):
+        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {past + T}) is needed")
+    real = None if attention_mask is None or attention_mask.all() else attention_mask.bool()
     # sdpa's own causal mask saves ours; not on MPS, where in half precision it leaks (pytorch issue 195910).
     unneeded = T == 1 or (implementation == "sdpa" and not past and x.device.type != "mps")
     if implementation == "flash_attention_2" or (real is None and unneeded):
         return {"visible": None, "real": real}
-    keys = torch.arange(S, device=x.device)
+    keys = torch.arange(past + T, device=x.device)
     visible = (keys <= keys[past:, None])[None]  # (1, T, S)
     if real is not None:  # a padding query would see nothing, and softmax over nothing is NaN: it sees itself
         visible = visible & real[:, None] | (keys == keys[past:, None])  # (B, T, S)
@@ -520,6 +494,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         super().__init__()
         self.config, self.attn_implementation = config, attn_implementation
         self.generation_config: dict = {}
+        self.get_rope_index = functools.partial(get_rope_index, config)
         self.visual = VisionTransformer(config.vision_config)
         self.model = Qwen2VLModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -537,10 +512,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     def from_pretrained(
         cls, name: str, dtype="auto", device_map="auto", attn_implementation: str = "sdpa", torch_dtype=None
     ) -> "Qwen2VLForConditionalGeneration":
-        """Load "tiny", a folder or a Hub repository; ValueError lists every tensor that does not fit.
-
-        dtype "auto" is the checkpoint's own; device_map "auto" is one device: CUDA, else MPS, else CPU.
-        """
+        """Load "tiny", a folder or a Hub name; "auto" is its own dtype, and one device: CUDA, MPS or CPU."""
         folder = load.find_checkpoint(name)
         config = load.read_config(folder)
         with torch.device("meta"):  # shapes without memory: each tensor gets its storage when it is read
@@ -566,12 +538,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         tensors = {name: p.detach() for name, p in self.named_parameters()}  # a tied head counts once
         load.save_checkpoint(folder, config, tensors, self.generation_config or None)
 
-    def get_rope_index(self, input_ids, image_grid_thw=None, video_grid_thw=None, attention_mask=None):
-        """See the function of the same name: positions (3, B, T) and deltas (B, 1)."""
-        return get_rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, attention_mask)
-
-    def embed(self, input_ids: Tensor, images: Media = (None, None), videos: Media = (None, None)) -> Tensor:
-        """Token embeddings (B, T, D) with the features of pictures and videos in their slots, in order."""
+    def embed(self, input_ids: Tensor, images: tuple = (None, None), videos: tuple = (None, None)) -> Tensor:
+        """Token embeddings (B, T, D), with the features of (pixel values, grids) in their slots, in order."""
         embeds = self.model.embed_tokens(input_ids)
         tokens = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         for (kind, token), (pixels, grid_thw) in zip(tokens.items(), (images, videos), strict=True):
@@ -639,13 +607,11 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     ) -> Iterator[Tensor]:
         """Yield the next token of every row, (B,), until each row has ended or max_new_tokens are out.
 
-        settings: fields of `Sampling`; pictures and videos as `forward` takes them. The pictures are encoded
-        and the prompt is read once (prefill), then each step feeds one token to the cache. A row that has
-        ended yields padding.
+        settings: fields of `Sampling`; pictures and videos as `forward` takes them. The prompt is read once
+        (prefill), then each step feeds one token to the cache. A row that has ended yields padding.
         """
         B, T = input_ids.shape
-        room = self.config.max_position_embeddings - T
-        if not 1 <= max_new_tokens <= room:
+        if not 1 <= max_new_tokens <= (room := self.config.max_position_embeddings - T):
             raise ValueError(f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model takes {room}")
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("generation needs padding on the left, this attention_mask ends in padding")
@@ -671,35 +637,31 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     def generate(self, input_ids: Tensor, **settings) -> Tensor:
         """The prompt and behind it what `stream` yields, (B, T + new); takes what `stream` takes."""
-        tokens = list(self.stream(input_ids, **settings))
-        return torch.cat((input_ids, torch.stack(tokens, dim=1)), dim=1)
+        return torch.cat((input_ids, torch.stack(list(self.stream(input_ids, **settings)), dim=1)), dim=1)
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen; the defaults are neutral."""
 
-    do_sample: bool = False  # False, or temperature 0: the likeliest token (greedy)
+    do_sample: bool = False  # else the likeliest token
     temperature: float = 1.0
     top_k: int = 0  # only the k likeliest; 0 for all
     top_p: float = 1.0  # only the likeliest that together reach this probability
     repetition_penalty: float = 1.0
-    eos_token_id: tuple[int, ...] = ()
+    eos_token_id: int | list[int] = -1
     pad_token_id: int = 0
 
     @classmethod
     def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
-        """What the caller chose, else what generation_config.json says; ValueError for a value out of range.
-
-        The official file says top_k 1: kept beside a caller's temperature, it would swallow it. So once the
-        caller sets do_sample, temperature, top_k or top_p, the others of the four are neutral.
-        """
+        """What the caller chose, else what generation_config.json says."""
         chosen = {name: value for name, value in chosen.items() if value is not None}
         known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
-        if chance & chosen.keys():
+        if chance & chosen.keys():  # else the official top_k 1 would swallow any temperature
             known, chosen = known - chance, {"do_sample": True} | chosen
         values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
-        how = cls(**values | {name: value for name, value in defaults.items() if name in known} | chosen)
+        values |= {name: value for name, value in defaults.items() if name in known} | chosen
+        how = cls(**values | ({"do_sample": False} if values.get("temperature") == 0 else {}))
         if how.temperature < 0 or how.top_k < 0 or not 0 < how.top_p <= 1 or how.repetition_penalty <= 0:
             raise ValueError(f"{how}: needs temperature, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0")
         return how
@@ -710,7 +672,7 @@ def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Gen
     if not logits.isfinite().all():
         raise ValueError(f"logits in {logits.dtype} are not finite; load the model in bfloat16 or float32")
     scores = warp_logits(logits, seen, how)
-    if not how.do_sample or how.temperature == 0:
+    if not how.do_sample:
         return scores.argmax(-1)
     return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
 
@@ -722,12 +684,11 @@ def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
         old = scores.gather(1, seen)
         new = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
         scores = scores.scatter(1, seen, new)
-    if not how.do_sample or how.temperature == 0:
+    if not how.do_sample:
         return scores
     scores = scores / how.temperature
     if how.top_k and how.top_k < scores.shape[-1]:
-        kth = scores.topk(how.top_k).values[:, -1:]
-        scores = scores.masked_fill(scores < kth, -math.inf)  # ties with the k-th stay
+        scores = scores.masked_fill(scores < scores.topk(how.top_k).values[:, -1:], -math.inf)
     if how.top_p < 1.0:
         ordered, index = scores.sort()  # ascending: the tail whose sum stays within 1 - top_p goes
         cut = ordered.softmax(-1).cumsum(-1) <= 1 - how.top_p
@@ -737,10 +698,10 @@ def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
 
 
 EXAMPLES = """examples:
-  python qwen2vl.py --image examples/shapes.png
+  python qwen2vl.py --image examples/shapes.png --trace
   python qwen2vl.py --image a.jpg --image b.jpg --prompt "What differs?" --model Qwen/Qwen2-VL-2B-Instruct
   python qwen2vl.py --video clip.mp4 --fps 1 --prompt "What happens?" --model /models/Qwen2-VL-7B-Instruct
-  python qwen2vl.py --chat --image examples/shapes.png"""
+  python qwen2vl.py --chat"""
 TINY = """model: tiny, embedded here; it knows drawn shapes, their colours and places, and nothing else.
 For real pictures: --model Qwen/Qwen2-VL-2B-Instruct (downloads 4.4 GB), or a folder that holds it."""
 
@@ -789,9 +750,8 @@ def answer(model: Qwen2VLForConditionalGeneration, processor, messages: list[dic
 def chat(answer_to: Callable[[list[dict]], str], messages: list[dict], media: list[dict]) -> None:
     """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
     turns = list(messages)
-    print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
     while True:
-        print("> ", end="", file=sys.stderr, flush=True)
+        print("(/image PATH, /video PATH, /reset, /quit) > ", end="", file=sys.stderr, flush=True)
         try:
             command, _, rest = (line := input().strip()).partition(" ")
             if command == "/quit":
@@ -818,15 +778,15 @@ def main(argv: list[str] | None = None) -> int:
         if args.model == "tiny":
             print(TINY, file=sys.stderr)
         processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
-        how = args.dtype, args.device, args.attn
-        model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *how)
+        options = args.dtype, args.device, args.attn
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *options)
         messages = [{"role": "system", "content": args.system}] if args.system else []
         media = [{"type": kind, "path": path} for kind in ("image", "video") for path in getattr(args, kind)]
         if args.chat:
             chat(lambda turns: answer(model, processor, turns, args), messages, media)
         else:
-            content = [*media, {"type": "text", "text": args.prompt}]
-            answer(model, processor, [*messages, {"role": "user", "content": content}], args)
+            question = {"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]}
+            answer(model, processor, [*messages, question], args)
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Writes torchvision_arrays.npz: what transformers' torchvision-based processors make of torchvision_inputs.
 
-torchvision breaks the import of transformers beside the CPU build of torch, so it is in none of this project's
-extras. To run this script, make an environment of its own:
+Beside the CPU build of torch, torchvision breaks the import of transformers, so none of this project's extras
+has it. To run this script, make an environment of its own:
 
     python -m venv venv-torchvision && . venv-torchvision/bin/activate
     pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu

@@ -296,7 +296,7 @@ def test_packed_attention_equals_eager_on_a_padded_batch():
 
 
 def test_eager_sdpa_and_flash_agree_on_a_padded_batch_of_several_pictures(monkeypatch):
-    """The whole model and twelve generated tokens; for flash, the packing with the plain kernel in its place."""
+    """The whole model and twelve tokens; for flash, the packing with the plain kernel in its place."""
     ours, _ = random_pair(4)
     inputs = random_inputs(ours.config, "mixed batch", 4)
     real = inputs["attention_mask"].bool()
@@ -349,7 +349,7 @@ def test_flash_attention_without_cuda_is_one_clear_line():
         pytest.skip("there is a CUDA device here")
     ours, _ = random_pair(8)
     ours.attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="flash_attention_2 runs on CUDA in float16 or bfloat16, not on cpu"):
+    with pytest.raises(ValueError, match="flash_attention_2 runs on CUDA in float16 or bfloat16, not cpu"):
         ours(torch.tensor([[1, 2]]))
     ours.attn_implementation = "flash"
     with pytest.raises(ValueError, match="attention 'flash' is none of eager, sdpa, flash_attention_2"):

@@ -70,9 +70,8 @@ def clips() -> list[Case]:
         height, width = rng.randrange(20, 260), rng.randrange(20, 260)
         limits = [(784, 784 * rng.randrange(2, 40)), (3136, 784 * rng.randrange(8, 80))]
         own = len(cases) % 9 == 8 and frames < 10
-        cases.append(
-            Case(100 + len(cases), height, width, FRAME_LIMITS if own else rng.choice(limits), frames)
-        )
+        limit = FRAME_LIMITS if own else rng.choice(limits)
+        cases.append(Case(100 + len(cases), height, width, limit, frames))
     return cases
 
 

@@ -155,7 +155,7 @@ def tiny_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
         max_position_embeddings=4096,
         rms_norm_eps=1e-6,
         rope_theta=100.0,
-        mrope_section=(4, 6, 6),
+        mrope_section=[4, 6, 6],
         tie_word_embeddings=True,
         bos_token_id=tokenizer.token_to_id("<|endoftext|>"),
         eos_token_id=tokenizer.token_to_id("<|im_end|>"),
