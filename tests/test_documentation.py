@@ -66,7 +66,7 @@ def test_a_batch_of_mixed_media_says_what_its_rows_say_alone(tiny):
 
 
 def test_resolution_limits():
-    """224 * 224 to 2048 * 2048 pixels; or 256 to 1,024 tokens of 28 * 28: a picture of 84 x 84 is enlarged."""
+    """224 * 224 to 2048 * 2048 pixels, or 256 to 1,024 tokens: a picture of 84 x 84 px is enlarged."""
     question = user(image("triangle.png"), text("Describe this image."))
     for least, most, tokens in ((224 * 224, 2048 * 2048, 64), (256 * 28 * 28, 1024 * 28 * 28, 256)):
         processor = Qwen2VLProcessor.from_pretrained("tiny", min_pixels=least, max_pixels=most)

@@ -1,4 +1,4 @@
-"""The published outputs of the official weights: downloads them, so it runs with `pytest -m official` only."""
+"""The published outputs of the official weights: `pytest -m official` downloads them."""
 
 import os
 
