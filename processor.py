@@ -28,7 +28,6 @@ from load import find_checkpoint, load_tokenizer, read_config, read_json
 from media import SAMPLING, SIZING, Name, describe, load_image, read_video, settle
 
 
-# ------------------------------------------------------------------------------------------ patches
 def smart_resize(height: int, width: int, factor=28, min_pixels=56 * 56, max_pixels=1280 * 28 * 28) -> tuple:
     """(height, width) as the model sees it: multiples of `factor`, within the limits if the shape allows."""
     if not 1 <= max(height, width) <= 200 * min(height, width):
@@ -60,6 +59,14 @@ def patchify(frames: torch.Tensor, ps: int = 14, tps: int = 2, m: int = 2) -> tu
     return blocks.reshape(t * h * w, C * tps * ps * ps), (t, h, w)
 
 
+def torch_resize(pictures: list[Image.Image], height: int, width: int, device="cpu") -> torch.Tensor:
+    """RGB pictures of one size to uint8 (n, C, height, width) by torch's filter: the reference's for clips."""
+    frames = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2)  # (n, C, H, W)
+    frames = frames if frames.device.type == "cpu" else frames.float()  # only the CPU has an 8-bit kernel
+    wide = torch.nn.functional.interpolate(frames, (height, width), mode="bicubic", antialias=True)
+    return wide.round().clamp(0, 255).to(torch.uint8)
+
+
 @dataclass
 class Qwen2VLImageProcessor:
     """Pictures to normalised patches as in the reference; the fields are preprocessor_config.json's."""
@@ -71,6 +78,7 @@ class Qwen2VLImageProcessor:
     merge_size: int = 2
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    device: str | torch.device = "cpu"  # where torch_resize runs
 
     @classmethod
     def from_pretrained(cls, name: Name, **given: Any) -> "Qwen2VLImageProcessor":
@@ -121,21 +129,13 @@ class Qwen2VLImageProcessor:
         return BatchFeature(pixel_values=torch.cat(parts), image_grid_thw=torch.tensor(grids))
 
 
-@dataclass
 class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
     """The same with torch's resize, on any `device`; values may be a few of 255 levels off Pillow's."""
 
-    device: str | torch.device = "cpu"
-
     def resize(self, pictures: list[Image.Image], height: int, width: int) -> torch.Tensor:
-        """RGB pictures of one size to uint8 (n, C, height, width) on the device."""
-        frames = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2)  # (n, C, H, W)
-        frames = frames if frames.device.type == "cpu" else frames.float()  # only the CPU has an 8-bit kernel
-        wide = torch.nn.functional.interpolate(frames, (height, width), mode="bicubic", antialias=True)
-        return wide.round().clamp(0, 255).to(torch.uint8)
+        return torch_resize(pictures, height, width, self.device)
 
 
-# ------------------------------------------------------------------------------------------ video
 def sample_frames(total: int, rate: float, fps=2.0, nframes=None, min_frames=4, max_frames=768) -> list[int]:
     """Which n of a clip's `total` frames, `rate` a second, to look at: evenly spread, floor(i * total / n).
     n is `nframes`, or else `fps` a second within the limits and the clip; then even, for they go in pairs.
@@ -172,7 +172,7 @@ def video_patches(processor: Qwen2VLImageProcessor, video: Any, *levels: dict) -
         return [first + i for i in sample_frames(stop - first, rate, **sampling)]
 
     def fit(frame: Image.Image, n: int) -> torch.Tensor:
-        return processor.resize([frame], *processor.size(frame, video_limits(n, options)))  # (1, C, H, W)
+        return torch_resize([frame], *processor.size(frame, video_limits(n, options)), processor.device)
 
     frames = read_video(source, choose, fit)
     if len(shapes := {tuple(frame.shape[2:]) for frame in frames}) > 1:
@@ -180,7 +180,6 @@ def video_patches(processor: Qwen2VLImageProcessor, video: Any, *levels: dict) -
     return processor.patches(torch.cat(frames))
 
 
-# ------------------------------------------------------------------------------------------ template
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 SLOTS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
@@ -230,7 +229,6 @@ def split_tokens(text: str, tokens: Iterable[str]) -> Pieces:
     return [(part, i % 2 == 1) for i, part in enumerate(parts) if part]
 
 
-# ------------------------------------------------------------------------------------------ tokens
 class BatchFeature(dict):
     """A dict of tensors that are attributes too, and that move to a device together."""
 

@@ -1,7 +1,8 @@
 """A checkpoint of the 2B shape: `pytest -m slow`; needs 10 GB of memory, 12 GB of disk and some minutes.
 
-Random bfloat16 weights in the official sharded layout, with the official tokenizer. It loads and streams through
-the command line in 1.1 times the memory of its weights, and comes whole over a Hub that breaks off once.
+Random bfloat16 weights in the official sharded layout, with the official tokenizer. It loads and streams
+through the command line in 1.1 times the memory of its weights, and comes whole over a Hub that breaks off
+once.
 """
 
 import json

@@ -83,7 +83,6 @@ def test_clips_of_the_fast_processor_equal_the_reference_video_processor():
     assert max(found) <= BAR, report("clip", found)
 
 
-@pytest.mark.xfail(reason="Pillow 13 resizes columns first in some shapes, torchvision never", strict=False)
 def test_clips_of_the_default_processor_equal_the_reference_video_processor():
     found = errors("clip", P.Qwen2VLImageProcessor())
     assert max(found) <= BAR, report("clip", found)
