@@ -60,7 +60,7 @@ def patchify(frames: torch.Tensor, ps: int = 14, tps: int = 2, m: int = 2) -> tu
 
 
 def torch_resize(pictures: list[Image.Image], height: int, width: int, device="cpu") -> torch.Tensor:
-    """RGB pictures of one size to uint8 (n, C, height, width) by torch's filter: the reference's for clips."""
+    """RGB pictures of one size to uint8 (n, C, height, width) by torch's filter, as in the reference."""
     frames = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2)  # (n, C, H, W)
     frames = frames if frames.device.type == "cpu" else frames.float()  # only the CPU has an 8-bit kernel
     wide = torch.nn.functional.interpolate(frames, (height, width), mode="bicubic", antialias=True)

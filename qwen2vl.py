@@ -611,7 +611,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         (prefill), then each step feeds one token to the cache. A row that has ended yields padding.
         """
         B, T = input_ids.shape
-        if not 1 <= max_new_tokens <= (room := self.config.max_position_embeddings - T):
+        room = self.config.max_position_embeddings - T
+        if not 1 <= max_new_tokens <= room:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model takes {room}")
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("generation needs padding on the left, this attention_mask ends in padding")

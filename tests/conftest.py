@@ -23,6 +23,27 @@ def amount(request):
     return lambda sample, full: full if request.config.getoption("--full") else sample
 
 
+FIGURES: dict[str, list[float]] = {}
+
+
+@pytest.fixture(scope="session")
+def figure():
+    """`figure(claim, value)`: notes a measured value, which the end of the run lists; returns it."""
+
+    def note(claim: str, value: float) -> float:
+        FIGURES.setdefault(claim, []).append(value)
+        return value
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FIGURES:
+        terminalreporter.section("figures measured: least, most, how many")
+    for claim, values in sorted(FIGURES.items()):
+        terminalreporter.line(f"{claim:64} {min(values):10.3g} {max(values):10.3g} {len(values):7}")
+
+
 @pytest.fixture(scope="session")
 def official() -> Path:
     """The folder of the official configs, tokenizer and chat template, named by QWEN2VL_OFFICIAL."""

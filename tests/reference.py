@@ -103,8 +103,8 @@ class Row:
     videos: list[list[int]]
 
 
-def random_row(rng: random.Random, config: Qwen2VLConfig, media: list[str]) -> Row:
-    """Text, and between it the media in the given order, each between its markers."""
+def random_row(rng: random.Random, config: Qwen2VLConfig, media: list[str], longest: int = 4) -> Row:
+    """Text, and between it the media in the given order, each between its markers; clips to t = `longest`."""
     row = Row([], [], [])
 
     def text(least: int) -> None:
@@ -113,7 +113,7 @@ def random_row(rng: random.Random, config: Qwen2VLConfig, media: list[str]) -> R
     text(2)
     for kind in media:
         h, w = 2 * rng.randint(1, 4), 2 * rng.randint(1, 4)
-        t = rng.randint(1, 4) if kind == "video" else 1
+        t = rng.randint(1, longest) if kind == "video" else 1
         token = config.video_token_id if kind == "video" else config.image_token_id
         row.ids += [config.vision_start_token_id, *[token] * (t * h * w // 4), config.vision_end_token_id]
         (row.videos if kind == "video" else row.images).append([t, h, w])

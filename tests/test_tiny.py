@@ -40,7 +40,7 @@ def conversations(seed: int) -> dict[str, list]:
 
 
 @pytest.mark.parametrize("kind", ["text", "picture", "video", "mixed batch"])
-def test_logits_equal_the_reference(tiny, reference, kind, amount):
+def test_logits_equal_the_reference(tiny, reference, kind, amount, figure):
     model, processor = tiny
     for seed in range(amount(4, 40)):
         inputs = processor.apply_chat_template(
@@ -49,7 +49,7 @@ def test_logits_equal_the_reference(tiny, reference, kind, amount):
         real = inputs["attention_mask"].bool()
         with torch.no_grad():
             ours, theirs = model(**inputs).logits, reference(**inputs).logits
-        assert error(ours[real], theirs[real]) <= TOLERANCE
+        assert figure("tiny's logits, relative error", error(ours[real], theirs[real])) <= TOLERANCE
 
 
 def test_greedy_answers_on_fresh_scenes_equal_the_reference(tiny, reference, amount):

@@ -73,19 +73,19 @@ def test_inputs_are_those_that_the_arrays_were_made_from(kind, least):
         assert {case.frames for case in CASES[kind]} >= set(range(1, 14)), "odd counts and even ones"
 
 
-def test_fast_pixel_values_equal_the_torchvision_based_reference():
+def test_fast_pixel_values_equal_the_torchvision_based_reference(figure):
     found = errors("picture", P.Qwen2VLImageProcessorFast())
-    assert max(found) <= BAR, report("picture", found)
+    assert figure("Fast against torchvision, error (most of 80)", max(found)) <= BAR, report("picture", found)
 
 
-def test_clips_of_the_fast_processor_equal_the_reference_video_processor():
+def test_clips_of_the_fast_processor_equal_the_reference_video_processor(figure):
     found = errors("clip", P.Qwen2VLImageProcessorFast())
-    assert max(found) <= BAR, report("clip", found)
+    assert figure("clips against torchvision, error (most of 36)", max(found)) <= BAR, report("clip", found)
 
 
-def test_clips_of_the_default_processor_equal_the_reference_video_processor():
+def test_clips_of_the_default_processor_equal_the_reference_video_processor(figure):
     found = errors("clip", P.Qwen2VLImageProcessor())
-    assert max(found) <= BAR, report("clip", found)
+    assert figure("clips against torchvision, error (most of 36)", max(found)) <= BAR, report("clip", found)
 
 
 def swap_height_and_width(patches: torch.Tensor, grid: list[int]) -> torch.Tensor:
