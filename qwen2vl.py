@@ -162,10 +162,11 @@ def find_flash_kernel() -> Callable[..., Tensor]:
     """The `flash_attn` package where installed, else the FlashAttention kernels in PyTorch 2.11 or newer."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("flash_attn").flash_attn_varlen_func
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        raise ValueError("flash_attention_2 needs the package flash-attn, or torch 2.11 or newer") from None
+    if torch.__version__ < (2, 11):
+        raise ValueError(
+            f"flash_attention_2 needs flash-attn, or torch 2.11 or newer: here is {torch.__version__}"
+        )
+    from torch.nn.attention.varlen import varlen_attn
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, *packed, causal: bool) -> Tensor:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # 2.11 wants H heads
