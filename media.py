@@ -16,10 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 Name = str | os.PathLike
-Choose = Callable[
-    [int, float], list[int]
-]  # (a clip's frames, its frames a second) -> which of them, ascending
-Fit = Callable[[Image.Image, int], Any]  # (a frame, how many are chosen) -> what to keep of it
+# (a clip's frames, frames a second) -> which of them, ascending; (a frame, how many) -> what to keep of it
+Choose = Callable[[int, float], list[int]]
+Fit = Callable[[Image.Image, int], Any]
 # What an item of a message, a call or `from_pretrained` may say of a picture or clip; where an item names it.
 SIZING = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 SAMPLING = ("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end")

@@ -28,6 +28,23 @@ from load import find_checkpoint, load_tokenizer, read_config, read_json
 from media import SAMPLING, SIZING, Name, describe, load_image, read_video, settle
 
 
+class BatchFeature(dict):
+    """A dict of tensors that are attributes too, and that move to a device together."""
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no entry {name!r}: there are {', '.join(self)}")
+
+    def to(self, device: str | torch.device) -> "BatchFeature":
+        return BatchFeature({key: value.to(device) for key, value in self.items()})
+
+
+def flatten(media: Any) -> list:
+    """One picture, a list of them, or nested lists, as one flat list."""
+    return [one for part in media for one in flatten(part)] if isinstance(media, (list, tuple)) else [media]
+
+
 def smart_resize(height: int, width: int, factor=28, min_pixels=56 * 56, max_pixels=1280 * 28 * 28) -> tuple:
     """(height, width) as the model sees it: multiples of `factor`, within the limits if the shape allows."""
     if not 1 <= max(height, width) <= 200 * min(height, width):
@@ -227,23 +244,6 @@ def split_tokens(text: str, tokens: Iterable[str]) -> Pieces:
     """Text cut before and after each of the given tokens."""
     parts = re.split("(" + "|".join(map(re.escape, tokens)) + ")", text)
     return [(part, i % 2 == 1) for i, part in enumerate(parts) if part]
-
-
-class BatchFeature(dict):
-    """A dict of tensors that are attributes too, and that move to a device together."""
-
-    def __getattr__(self, name: str) -> torch.Tensor:
-        if name in self:
-            return self[name]
-        raise AttributeError(f"no entry {name!r}: there are {', '.join(self)}")
-
-    def to(self, device: str | torch.device) -> "BatchFeature":
-        return BatchFeature({key: value.to(device) for key, value in self.items()})
-
-
-def flatten(media: Any) -> list:
-    """One picture, a list of them, or nested lists, as one flat list."""
-    return [one for part in media for one in flatten(part)] if isinstance(media, (list, tuple)) else [media]
 
 
 # A byte-level vocabulary (GPT-2's) spells bytes as letters: printable ones as they are, the rest from 256.

@@ -1,7 +1,7 @@
 """Qwen2-VL (arXiv 2409.12191): pictures, videos and text in, text out, from plain PyTorch operations.
 
 From top to bottom: configuration, rotary positions, attention, vision transformer, 3D positions (M-RoPE),
-decoder, whole model, generation, command line. Unlike in a plain vision-language model
+decoder, sampling, the whole model, command line. Unlike in a plain vision-language model
   * a picture keeps its own size: each patch of 14 x 14 pixels is a token of the vision transformer, and 2 x 2
     of those become one token of the decoder, so the number of tokens follows the picture (section 2.1);
   * the vision transformer knows where a patch is by turning queries and keys by its row and column (2D RoPE),
@@ -478,6 +478,63 @@ def make_masks(x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, 
     return {"visible": visible[:, None], "real": real}
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the defaults are neutral."""
+
+    do_sample: bool = False  # else the likeliest token
+    temperature: float = 1.0
+    top_k: int = 0  # only the k likeliest; 0 for all
+    top_p: float = 1.0  # only the likeliest that together reach this probability
+    repetition_penalty: float = 1.0
+    eos_token_id: int | list[int] = -1
+    pad_token_id: int = 0
+
+    @classmethod
+    def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
+        """What the caller chose, else what generation_config.json says."""
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
+        if chance & chosen.keys():  # else the official top_k 1 would swallow any temperature
+            known, chosen = known - chance, {"do_sample": True} | chosen
+        values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
+        values |= {name: value for name, value in defaults.items() if name in known} | chosen
+        how = cls(**values | ({"do_sample": False} if values.get("temperature") == 0 else {}))
+        if how.temperature < 0 or how.top_k < 0 or not 0 < how.top_p <= 1 or how.repetition_penalty <= 0:
+            raise ValueError(f"{how}: needs temperature, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0")
+        return how
+
+
+def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,)."""
+    if not logits.isfinite().all():
+        raise ValueError(f"logits in {logits.dtype} are not finite; load the model in bfloat16 or float32")
+    scores = warp_logits(logits, seen, how)
+    if not how.do_sample:
+        return scores.argmax(-1)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
+    """Repetition penalty, temperature, top-k, top-p: (B, vocabulary) float32 scores, -inf where cut."""
+    scores = logits.float()
+    if how.repetition_penalty != 1.0:  # falls on the tokens of the prompt as well, as in the reference
+        old = scores.gather(1, seen)
+        new = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
+        scores = scores.scatter(1, seen, new)
+    if not how.do_sample:
+        return scores
+    scores = scores / how.temperature
+    if how.top_k and how.top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(how.top_k).values[:, -1:], -math.inf)
+    if how.top_p < 1.0:
+        ordered, index = scores.sort()  # ascending: the tail whose sum stays within 1 - top_p goes
+        cut = ordered.softmax(-1).cumsum(-1) <= 1 - how.top_p
+        cut[:, -1] = False  # the likeliest always stays
+        scores = scores.masked_fill(cut.scatter(1, index, cut), -math.inf)
+    return scores
+
+
 @dataclass
 class Qwen2VLOutput:
     logits: Tensor  # (B, T or logits_to_keep, vocabulary)
@@ -640,63 +697,6 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     def generate(self, input_ids: Tensor, **settings) -> Tensor:
         """The prompt and behind it what `stream` yields, (B, T + new); takes what `stream` takes."""
         return torch.cat((input_ids, torch.stack(list(self.stream(input_ids, **settings)), dim=1)), dim=1)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; the defaults are neutral."""
-
-    do_sample: bool = False  # else the likeliest token
-    temperature: float = 1.0
-    top_k: int = 0  # only the k likeliest; 0 for all
-    top_p: float = 1.0  # only the likeliest that together reach this probability
-    repetition_penalty: float = 1.0
-    eos_token_id: int | list[int] = -1
-    pad_token_id: int = 0
-
-    @classmethod
-    def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
-        """What the caller chose, else what generation_config.json says."""
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
-        if chance & chosen.keys():  # else the official top_k 1 would swallow any temperature
-            known, chosen = known - chance, {"do_sample": True} | chosen
-        values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
-        values |= {name: value for name, value in defaults.items() if name in known} | chosen
-        how = cls(**values | ({"do_sample": False} if values.get("temperature") == 0 else {}))
-        if how.temperature < 0 or how.top_k < 0 or not 0 < how.top_p <= 1 or how.repetition_penalty <= 0:
-            raise ValueError(f"{how}: needs temperature, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0")
-        return how
-
-
-def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,)."""
-    if not logits.isfinite().all():
-        raise ValueError(f"logits in {logits.dtype} are not finite; load the model in bfloat16 or float32")
-    scores = warp_logits(logits, seen, how)
-    if not how.do_sample:
-        return scores.argmax(-1)
-    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
-
-
-def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
-    """Repetition penalty, temperature, top-k, top-p: (B, vocabulary) float32 scores, -inf where cut."""
-    scores = logits.float()
-    if how.repetition_penalty != 1.0:  # falls on the tokens of the prompt as well, as in the reference
-        old = scores.gather(1, seen)
-        new = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
-        scores = scores.scatter(1, seen, new)
-    if not how.do_sample:
-        return scores
-    scores = scores / how.temperature
-    if how.top_k and how.top_k < scores.shape[-1]:
-        scores = scores.masked_fill(scores < scores.topk(how.top_k).values[:, -1:], -math.inf)
-    if how.top_p < 1.0:
-        ordered, index = scores.sort()  # ascending: the tail whose sum stays within 1 - top_p goes
-        cut = ordered.softmax(-1).cumsum(-1) <= 1 - how.top_p
-        cut[:, -1] = False  # the likeliest always stays
-        scores = scores.masked_fill(cut.scatter(1, index, cut), -math.inf)
-    return scores
 
 
 EXAMPLES = """examples:
