@@ -1,4 +1,4 @@
-"""media.py: pictures and clips from every source, however odd (facts.md, cases 10 to 12)."""
+"""media.py: pictures and clips from every source, however odd."""
 
 import base64
 import io
