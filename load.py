@@ -23,8 +23,8 @@ TEXTS = ["config.json", "generation_config.json", "preprocessor_config.json", "c
 TEXTS += ["tokenizer.json", "tokenizer_config.json"]
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # in a safetensors header → in torch
 HUB_ERRORS = {
-    "GatedRepoError": "is gated: accept its terms on its page and log in (hf auth login)",
-    "RepositoryNotFoundError": "does not exist, or is private (then log in: hf auth login)",
+    "GatedRepoError": "it is gated: accept its terms on its page and log in (hf auth login)",
+    "RepositoryNotFoundError": "it does not exist, or is private (then log in: hf auth login)",
     "LocalEntryNotFoundError": "can't be reached, and the cache lacks it ('tiny' needs no network)",
 }
 
@@ -37,7 +37,7 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
     """
     name = os.fspath(name)
     folder = Path(__file__).parent / "tiny" / "checkpoint" if name == "tiny" else Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
         raise FileNotFoundError(f"{name!r} is neither a folder ({folder}) nor a Hub repository (owner/name)")
@@ -49,9 +49,9 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
             raise FileNotFoundError("no model*.safetensors there; offline: none in the cache")
         return folder
     except Exception as error:  # the library's HTTP client, and so what it raises, differs between versions
-        other = f"can't be had ({' '.join(str(error).split())[:200]}): what has arrived is kept, try again"
+        other = f"it can't be had ({' '.join(str(error).split())[:200]}): what has arrived is kept, try again"
         reason = HUB_ERRORS.get(type(error).__name__, other)
-        raise FileNotFoundError(f"{name!r}: no folder here, and on the Hub it {reason}") from error
+        raise FileNotFoundError(f"{name!r} is no folder here; on the Hub: {reason}") from error
 
 
 def read_json(folder: Path, filename: str) -> dict:
@@ -186,7 +186,7 @@ def read_weights(
         lines = [f"{len(problems)} tensors in {folder} don't fit the config (20 are listed at most):"]
         raise ValueError("\n  ".join(lines + problems[:20]))
     for name, (file, _, _) in tqdm(headers.items(), desc="weights", delay=2):  # seen after two seconds
-        with safe_open(file, framework="pt") as weights:  # anew: closing drops the mapped pages of the last
+        with safe_open(file, framework="pt") as weights:  # re-opened: closing frees the pages it mapped
             yield name, weights.get_tensor(name).to(device, dtype, copy=True)
 
 

@@ -36,6 +36,11 @@ def settle(media: Any, kind: str, *levels: dict) -> tuple[Any, dict]:
     return source, {key: level[key] for level in levels for key in known if level.get(key) is not None}
 
 
+def flatten(media: Any) -> list:
+    """One picture, a list of them, or nested lists, as one flat list."""
+    return [one for part in media for one in flatten(part)] if isinstance(media, (list, tuple)) else [media]
+
+
 def describe(source: Any) -> str:
     """A source's name for error messages, with data: URIs and other long strings cut."""
     if hasattr(source, "dtype"):
@@ -64,7 +69,8 @@ def open_source(source: Name, kind: str) -> BinaryIO:
     except FileNotFoundError:
         raise FileNotFoundError(f"no such {kind}: {describe(source)}") from None
     except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "strerror", None) or error
+        inner = None if hasattr(error, "code") else getattr(error, "reason", None)  # of HTTP, of a connection
+        reason = getattr(error, "strerror", None) or inner or error
         raise OSError(f"cannot get the {kind} {describe(source)}: {reason}") from error
 
 
@@ -87,6 +93,10 @@ def load_image(source: Any) -> Image.Image:
     with nullcontext() if given else open_source(source, "picture") as file:
         try:
             return to_rgb(source if given else Image.open(file))
+        except Image.UnidentifiedImageError:
+            raise ValueError(
+                f"cannot read the picture {describe(source)}: no format that Pillow knows"
+            ) from None
         except Exception as error:  # on broken files Pillow's readers raise a dozen types
             raise ValueError(f"cannot read the picture {describe(source)}: {error}") from error
 

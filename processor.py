@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +26,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from load import find_checkpoint, load_tokenizer, read_config, read_json
-from media import SAMPLING, SIZING, Name, describe, load_image, read_video, settle
+from media import SAMPLING, SIZING, Name, describe, flatten, load_image, read_video, settle
 
 
 class BatchFeature(dict):
@@ -40,15 +41,10 @@ class BatchFeature(dict):
         return BatchFeature({key: value.to(device) for key, value in self.items()})
 
 
-def flatten(media: Any) -> list:
-    """One picture, a list of them, or nested lists, as one flat list."""
-    return [one for part in media for one in flatten(part)] if isinstance(media, (list, tuple)) else [media]
-
-
 def smart_resize(height: int, width: int, factor=28, min_pixels=56 * 56, max_pixels=1280 * 28 * 28) -> tuple:
     """(height, width) as the model sees it: multiples of `factor`, within the limits if the shape allows."""
     if not 1 <= max(height, width) <= 200 * min(height, width):
-        raise ValueError(f"a picture's sides may differ 200-fold, from 1 px on: got {height} x {width}")
+        raise ValueError(f"a picture of {width} x {height} px: one side is 0 or over 200 times the other")
     if max_pixels < max(min_pixels, factor**2):
         raise ValueError(f"max_pixels {max_pixels} is below min_pixels {min_pixels} or {factor} x {factor}")
     sides = [round(side / factor) * factor for side in (height, width)]  # half to even: 70 px are 2 blocks
@@ -129,7 +125,7 @@ class Qwen2VLImageProcessor:
 
     def __call__(self, images: Any, **options: Any) -> "BatchFeature":
         """Sources or message items, one or a list, to pixel_values (P, D) and image_grid_thw (n, 3)."""
-        groups: dict[tuple, list] = {}  # (size now, size then) -> pictures: one size goes through at once
+        groups: dict[tuple, list] = {}  # (its size, its new size) -> pictures: they go through at once
         for i, image in enumerate(flatten(images)):
             source, wanted = settle(image, "image", vars(self), options)
             picture = load_image(source)
@@ -158,8 +154,8 @@ def sample_frames(total: int, rate: float, fps=2.0, nframes=None, min_frames=4, 
     n is `nframes`, or else `fps` a second within the limits and the clip; then even, for they go in pairs.
     """
     if nframes is None:
-        if min(rate, fps) <= 0 or min_frames > max(4, max_frames):
-            raise ValueError(f"cannot take {min_frames} to {max_frames} frames at fps {fps} of {rate}")
+        if not (rate > 0 and 0 < fps < math.inf) or min_frames > max(4, max_frames):
+            raise ValueError(f"fps {fps} must be above 0, and min_frames {min_frames} within {max_frames}")
         nframes = int(min(max(total / rate * fps, min_frames), max_frames, total))
     if not 1 <= nframes <= total:
         raise ValueError(f"nframes {nframes} does not fit a clip of {total} frames")
@@ -279,11 +275,12 @@ class Qwen2VLProcessor:
     def __init__(self, image_processor: Any, tokenizer: Tokenizer, limits=None, longest=math.inf):
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.limits, self.longest = limits or {}, longest  # the caller's own limits hold for clips too
-        tokenizer.encode_special_tokens = True  # spelt control tokens are plain text: `encode` alone sets any
+        tokenizer.encode_special_tokens = True  # as plain text: only `encode` below sets control tokens
         self.special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         needed = IM_START, IM_END, PAD, VISION_START, VISION_END, *SLOTS.values(), *GROUNDING
         if missing := [token for token in needed if token not in self.special]:
             raise ValueError(f"the tokenizer is not one of Qwen2-VL: it lacks {', '.join(missing)}")
+        self.text_stream = partial(TextStream, tokenizer)  # a fresh decoder for one row of generated ids
         self.eos_token_id, self.pad_token_id = self.special[IM_END], self.special[PAD]
         self.image_token_id, self.video_token_id = (self.special[slot] for slot in SLOTS.values())
 
@@ -301,6 +298,7 @@ class Qwen2VLProcessor:
         ids = []
         for control, run in groupby(pieces, key=lambda piece: piece[1]):
             text = "".join(text for text, _ in run)
+            text.encode()  # half a surrogate pair is a ValueError here, deeper down a TypeError
             for part, token in split_tokens(text, self.special if control else GROUNDING):
                 ids += [self.special[part]] if token else self.tokenizer.encode(part).ids
         return ids
@@ -376,7 +374,3 @@ class Qwen2VLProcessor:
     def batch_decode(self, ids: Any, **options: bool) -> list[str]:
         """Rows of ids (B, T) to texts, with the options of `decode`."""
         return [self.decode(row, **options) for row in ids]
-
-    def text_stream(self) -> TextStream:
-        """A fresh decoder for one row of generated ids; end and padding tokens print nothing."""
-        return TextStream(self.tokenizer)

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import importlib
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -82,7 +83,10 @@ class Qwen2VLConfig:
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
         config["vision_config"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})
-        return cls(**{f.name: config[f.name] for f in fields(cls)})
+        config = cls(**{f.name: config[f.name] for f in fields(cls)})
+        if 2 * sum(config.mrope_section) != config.head_dim:
+            raise ValueError(f"mrope_section {config.mrope_section} must add up to half of {config.head_dim}")
+        return config
 
     @classmethod
     def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
@@ -117,28 +121,30 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention by the implementation that the caller names, and never by another.
 
-    q: (B, H, T, d); k, v: (B, K, S, d), H a multiple of K. causal: query i sees keys up to S - T + i.
-    visible: (B, 1, T, S), True where a query sees a key, says it all; "flash_attention_2" takes real: (B, S),
-    False for padding, in its place. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
+    q: (B, H, T, d); k, v: (B, K, S, d), H a multiple of K; causal: query i sees keys up to S - T + i. With
+    padding, visible: (B, 1, T, S), True where a query sees a key, takes its place; flash takes real: (B, S),
+    False for padding. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
     """
-    (H, T, d), weights = q.shape[1:], None
-    if implementation == "eager":  # the definition: what the other two must agree with
-        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(d)  # (B, H, T, S)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -math.inf)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)  # bf16 sums would lose small terms
-        out = weights @ v  # (B, H, T, d)
-    elif implementation == "sdpa":  # fused: the T x S scores are never stored
-        causal = causal and visible is None and T > 1  # a single new token sees all before it
-        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal, enable_gqa=k.shape[1] != H)
-    elif implementation != "flash_attention_2":
+    if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
-    elif not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"{implementation} runs on CUDA in float16 or bfloat16, not {q.device}, {q.dtype}")
-    else:
-        out = packed_attention(q, k, v, causal, real, find_flash_kernel())
-    return out.transpose(1, 2).flatten(2), weights
+    if implementation == "flash_attention_2":
+        if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(f"{implementation} needs CUDA, float16 or bfloat16; here {q.device}, {q.dtype}")
+        return packed_attention(q, k, v, causal, real, find_flash_kernel()).transpose(1, 2).flatten(2), None
+    (H, T, d), S = q.shape[1:], k.shape[2]
+    causal = causal and visible is None and T > 1  # a single new token sees all before it
+    # sdpa's own causal mask is for T = S, and on MPS in half precision it leaks the future (pytorch 195910).
+    if causal and (implementation == "eager" or T < S or q.device.type == "mps"):
+        visible, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
+    if implementation == "sdpa":  # fused: the T x S scores are never stored
+        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal, enable_gqa=k.shape[1] != H)
+        return out.transpose(1, 2).flatten(2), None
+    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(d)  # (B, H, T, S)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -math.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)  # bf16 sums would lose small terms
+    return (weights @ v).transpose(1, 2).flatten(2), weights
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None, kernel) -> Tensor:
@@ -163,9 +169,7 @@ def find_flash_kernel() -> Callable[..., Tensor]:
     with contextlib.suppress(ImportError):
         return importlib.import_module("flash_attn").flash_attn_varlen_func
     if torch.__version__ < (2, 11):
-        raise ValueError(
-            f"flash_attention_2 needs flash-attn, or torch 2.11 or newer: here is {torch.__version__}"
-        )
+        raise ValueError(f"flash_attention_2 needs flash-attn or torch 2.11, here is {torch.__version__}")
     from torch.nn.attention.varlen import varlen_attn
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, *packed, causal: bool) -> Tensor:
@@ -252,9 +256,8 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """The patches of pictures and videos become tokens of the decoder, one picture at a time.
 
-    Pictures never see each other, so each goes through alone: no mask, memory for one only, the same bits
-    whatever stands beside it. Nor do the frames of a video (pairs of frames, strictly: a patch is two deep);
-    being of one size, they go through as a batch.
+    Pictures never see each other, so each goes through alone: no mask, and the same bits in any company. Nor
+    do the frames of a video (pairs of frames, for a patch is two deep); being of one size, they are a batch.
     """
 
     def __init__(self, config: VisionConfig):
@@ -328,7 +331,7 @@ def get_rope_index(
 
 
 class KVCache:
-    """Keys and values of all tokens so far, in memory laid out once; it knows its own length."""
+    """Keys and values of all tokens so far, in memory laid out once; the decoder advances its length."""
 
     def __init__(self, config: Qwen2VLConfig, batch: int, capacity: int, device=None, dtype=None):
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
@@ -375,7 +378,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, **how):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H|K * d)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))  # (B, H|K, T, d)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # in x's dtype, unlike vision: as the reference does
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, d): keys are turned once, then kept
         out, weights = attention(q, k, v, causal=True, **how)
@@ -433,11 +436,12 @@ class Qwen2VLModel(nn.Module):
     ) -> Tensor:
         """Embeddings x (B, T, D) at positions (3, B, T) to the last hidden state (B, T, D), normalised.
 
-        attention_mask: (B, S), 0 for padding. Lists that are given are filled, layer by layer: hidden states,
-        from the embeddings to the one returned, and attention weights (B, H, T, S), which only "eager" has.
+        attention_mask: (B, S), 0 for padding. Lists that are given are filled: hidden states from x to the
+        last, and every layer's attention weights (B, H, T, S), which only "eager" has.
         """
         cos, sin = self.rotary_table(position_ids, x.dtype)
-        how = make_masks(x, cache, attention_mask, implementation) | {"implementation": implementation}
+        (B, T), past = x.shape[:2], cache.length if cache is not None else 0
+        how = {"implementation": implementation} | padding_masks(attention_mask, B, T, past + T)
         for layer in self.layers:
             if hidden_states is not None:
                 hidden_states.append(x)
@@ -461,20 +465,15 @@ class Qwen2VLModel(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def make_masks(x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, implementation: str) -> dict:
-    """`visible` (B, 1, T, S) and `real` (B, S) for `attention`, None where there is nothing to say."""
-    (B, T), past = x.shape[:2], cache.length if cache is not None else 0
-    if attention_mask is not None and attention_mask.shape != (B, past + T):
-        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {past + T}) is needed")
-    real = None if attention_mask is None or attention_mask.all() else attention_mask.bool()
-    # sdpa's own causal mask saves ours; not on MPS, where in half precision it leaks (pytorch issue 195910).
-    unneeded = T == 1 or (implementation == "sdpa" and not past and x.device.type != "mps")
-    if implementation == "flash_attention_2" or (real is None and unneeded):
-        return {"visible": None, "real": real}
-    keys = torch.arange(past + T, device=x.device)
-    visible = (keys <= keys[past:, None])[None]  # (1, T, S)
-    if real is not None:  # a padding query would see nothing, and softmax over nothing is NaN: it sees itself
-        visible = visible & real[:, None] | (keys == keys[past:, None])  # (B, T, S)
+def padding_masks(attention_mask: Tensor | None, B: int, T: int, S: int) -> dict[str, Tensor]:
+    """`visible` (B, 1, T, S) and `real` (B, S) for `attention`; nothing for a mask (B, S) without padding."""
+    if attention_mask is not None and attention_mask.shape != (B, S):
+        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {S}) is needed")
+    if attention_mask is None or attention_mask.all():
+        return {}
+    real, causal = attention_mask.bool(), attention_mask.new_ones(T, S, dtype=torch.bool).tril(S - T)
+    # A padding query would see nothing, and softmax over nothing is NaN: it sees itself.
+    visible = (causal & real[:, None]) | (causal & ~causal.tril(S - T - 1))  # (B, T, S)
     return {"visible": visible[:, None], "real": real}
 
 
@@ -497,11 +496,13 @@ class Sampling:
         known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
         if chance & chosen.keys():  # else the official top_k 1 would swallow any temperature
             known, chosen = known - chance, {"do_sample": True} | chosen
-        values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
+        values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}  # <|endoftext|>
         values |= {name: value for name, value in defaults.items() if name in known} | chosen
         how = cls(**values | ({"do_sample": False} if values.get("temperature") == 0 else {}))
-        if how.temperature < 0 or how.top_k < 0 or not 0 < how.top_p <= 1 or how.repetition_penalty <= 0:
-            raise ValueError(f"{how}: needs temperature, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0")
+        for name, least in {"temperature": 0, "top_k": 0, "top_p": 1e-9, "repetition_penalty": 1e-9}.items():
+            value, most = getattr(how, name), 1 if name == "top_p" else 1e9
+            if not least <= value <= most:
+                raise ValueError(f"{name}={value} is not within {least:g} to {most:g}")
         return how
 
 
@@ -524,7 +525,7 @@ def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
         scores = scores.scatter(1, seen, new)
     if not how.do_sample:
         return scores
-    scores = scores / how.temperature
+    scores = (scores - scores.amax(-1, keepdim=True)) / how.temperature  # at most 0: no overflow
     if how.top_k and how.top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(how.top_k).values[:, -1:], -math.inf)
     if how.top_p < 1.0:
@@ -578,10 +579,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
         device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * dtype.itemsize)
-        attention(*torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)  # can it run?
+        attention(*torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)  # or fail now
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
-        for name, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
-            module, _, leaf = name.rpartition(".")
+        for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
+            module, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
         model.tie_weights()
         if (folder / "generation_config.json").exists():
@@ -589,10 +590,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, generation_config.json and the weights in the official layout."""
-        config = self.config.to_dict() | {
-            "torch_dtype": str(self.lm_head.weight.dtype).removeprefix("torch.")
-        }
+        """Write config and weights in the official layout; the other files are to be copied."""
+        dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
+        config = self.config.to_dict() | {"torch_dtype": dtype}
         tensors = {name: p.detach() for name, p in self.named_parameters()}  # a tied head counts once
         load.save_checkpoint(folder, config, tensors, self.generation_config or None)
 
@@ -638,6 +638,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             raise ValueError("give either input_ids or inputs_embeds")
         if position_ids is None and (rope_deltas if past else input_ids) is None:
             raise ValueError(f"without position_ids, forward needs {'rope_deltas' if past else 'input_ids'}")
+        if labels is not None and logits_to_keep:
+            raise ValueError(f"labels need all logits, logits_to_keep is {logits_to_keep}")
         if output_attentions and self.attn_implementation != "eager":
             raise ValueError(f"{self.attn_implementation} keeps no attention weights, eager does")
         if inputs_embeds is None:
@@ -649,8 +651,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         elif position_ids is None:
             grids = image_grid_thw, video_grid_thw
             position_ids, rope_deltas = self.get_rope_index(input_ids, *grids, attention_mask)
-        hidden_states = [] if output_hidden_states else None
-        attentions = [] if output_attentions else None
+        hidden_states, attentions = [] if output_hidden_states else None, [] if output_attentions else None
         how = attention_mask, past_key_values, self.attn_implementation
         x = self.model(inputs_embeds, position_ids, *how, hidden_states, attentions)
         logits = self.lm_head(x[:, -logits_to_keep:])  # [-0:] is all of them
@@ -665,8 +666,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     ) -> Iterator[Tensor]:
         """Yield the next token of every row, (B,), until each row has ended or max_new_tokens are out.
 
-        settings: fields of `Sampling`; pictures and videos as `forward` takes them. The prompt is read once
-        (prefill), then each step feeds one token to the cache. A row that has ended yields padding.
+        settings: fields of `Sampling`; pictures and videos as `forward` takes them. Ended rows yield padding.
         """
         B, T = input_ids.shape
         room = self.config.max_position_embeddings - T
@@ -714,7 +714,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
     add("--image", action="append", default=[], metavar="SOURCE", help="path, URL or data: URI; repeatable")
-    add("--video", action="append", default=[], metavar="SOURCE", help="path or URL; repeatable")
+    add("--video", action="append", default=[], metavar="SOURCE", help="path or URL; goes behind pictures")
     add("--prompt", default="Describe this image.", help="default: %(default)s")
     add("--system", help="replaces the default system prompt")
     add("--chat", action="store_true", help="talk in turns; /image PATH, /video PATH, /reset, /quit")
@@ -724,7 +724,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--attn", default="sdpa", choices=IMPLEMENTATIONS, help="attention (default: sdpa)")
     add("--fps", type=float, help="frames a second taken from a video (default: 2)")
     add("--min-pixels", type=int, help="smaller pictures are enlarged to this many pixels")
-    add("--max-pixels", type=int, help="larger pictures are shrunk to this many; 784 make one token")
+    add("--max-pixels", type=int, help="larger pictures are shrunk to this many; 28 x 28 make one token")
     add("--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)")
     add("--temperature", type=float, help="0: the likeliest answer; default: as generation_config.json says")
     add("--top-k", type=int, help="draw from the k likeliest tokens only")
@@ -745,15 +745,17 @@ def answer(model: Qwen2VLForConditionalGeneration, processor, messages: list[dic
         for token in model.stream(**inputs, **{name: getattr(args, name) for name in names}):
             pieces.append(text.push(int(token)))
             print(pieces[-1], end="", flush=True)
-        print(text.finish(), flush=True)
+        pieces.append(text.finish())
+        print(pieces[-1], flush=True)
     return "".join(pieces)
 
 
 def chat(answer_to: Callable[[list[dict]], str], messages: list[dict], media: list[dict]) -> None:
     """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
     turns = list(messages)
+    print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
     while True:
-        print("(/image PATH, /video PATH, /reset, /quit) > ", end="", file=sys.stderr, flush=True)
+        print("> ", end="", file=sys.stderr, flush=True)
         try:
             command, _, rest = (line := input().strip()).partition(" ")
             if command == "/quit":
@@ -772,25 +774,26 @@ def chat(answer_to: Callable[[list[dict]], str], messages: list[dict], media: li
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: 0, or 2 after one line on stderr about what was wrong with the input."""
+    """The command line: 0, or 2 after a line on stderr about what was wrong with the input."""
     from processor import Qwen2VLProcessor  # here: the model alone needs no picture libraries
 
     args = parse_arguments(argv)
+    getattr(sys.stdout, "reconfigure", dict)(errors="replace")  # a stream that has no emoji prints ? instead
     try:
         if args.model == "tiny":
             print(TINY, file=sys.stderr)
         processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
         options = args.dtype, args.device, args.attn
         model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *options)
-        messages = [{"role": "system", "content": args.system}] if args.system else []
+        messages = [] if args.system is None else [{"role": "system", "content": args.system}]
         media = [{"type": kind, "path": path} for kind in ("image", "video") for path in getattr(args, kind)]
         if args.chat:
             chat(lambda turns: answer(model, processor, turns, args), messages, media)
         else:
             question = {"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]}
             answer(model, processor, [*messages, question], args)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {str(error) or 'out of memory: lower --max-pixels or --fps'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -798,4 +801,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows: end quietly when `| head` has read enough
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -32,8 +32,8 @@ def trace_stages(model: nn.Module) -> Iterator[None]:
             phase, start = "decode" if ("prefill", "head") in rows else "prefill", time.perf_counter()
             out = forward(x, *args, **kwargs)
             y = out[0] if isinstance(out, tuple) else out
-            if y.is_cuda:
-                torch.cuda.synchronize()
+            if y.device.type != "cpu":
+                getattr(torch, y.device.type).synchronize()
             calls, ms = rows.get((phase, stage), (0, 0.0))[:2]
             numbers = calls + 1, ms + 1000 * (time.perf_counter() - start), weights / 1e6, y.nbytes / 1e6
             rows[phase, stage] = (*numbers, f"{tuple(x.shape)} -> {tuple(y.shape)}")

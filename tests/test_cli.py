@@ -111,6 +111,12 @@ def test_trace_shows_each_stage_with_its_shapes_on_stderr(capsys):
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--max-new-tokens", "5000"], "max_new_tokens is 5000"),
         (["--temperature", "-1"], "temperature=-1"),
+        (["--temperature", "nan"], "temperature=nan"),
+        (["--temperature", "inf"], "temperature=inf"),
+        (["--model", ""], "neither a folder"),
+        (["--prompt", "half a pair: \udcff"], "surrogates not allowed"),
+        (["--video", EXAMPLES / "moving.mp4", "--fps", "0"], "fps 0.0 must be above 0"),
+        (["--video", EXAMPLES / "moving.mp4", "--fps", "nan"], "fps nan must be above 0"),
         (["--top-p", "2"], "top_p=2"),
         (["--prompt", "a " * 5000], "tokens"),
     ],
@@ -131,7 +137,24 @@ def test_flash_attention_without_cuda_is_refused_before_anything_is_loaded(capsy
         pytest.skip("there is a CUDA device here")
     code, out, err = run(capsys, "--attn", "flash_attention_2", "--image", EXAMPLES / "wide.png")
     assert (code, out) == (2, "")
-    assert "error: flash_attention_2 runs on CUDA in float16 or bfloat16, not cpu, torch.float32" in err
+    assert "error: flash_attention_2 needs CUDA, float16 or bfloat16; here cpu, torch.float32" in err
+
+
+def test_memory_that_runs_out_is_one_line(capsys, monkeypatch):
+    def no_room(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(qwen2vl.KVCache, "__init__", no_room)
+    code, out, err = run(capsys, "--image", EXAMPLES / "wide.png")
+    assert (code, out) == (2, "") and "error: out of memory" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise on Windows")
+def test_a_closed_pipe_ends_it_quietly():
+    command = f"{sys.executable} qwen2vl.py --image examples/shapes.png | head -c 3"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=EXAMPLES.parent)
+    assert done.stdout == DRAWN["shapes.png"][:3]
+    assert "rror" not in done.stderr
 
 
 def test_help_has_examples(capsys):

@@ -162,6 +162,13 @@ def test_the_official_defaults_hold_until_the_caller_sets_a_sampling_setting():
     assert (warm.do_sample, warm.temperature, warm.top_k, warm.top_p) == (True, 0.9, 0, 1.0)
     assert not resolve(do_sample=False).do_sample
     assert list(warm.eos_token_id) == [11, 12]
+    assert not resolve(temperature=0).do_sample
+
+
+def test_a_temperature_near_zero_is_greedy_and_not_an_overflow():
+    ours, _ = random_pair(6)
+    inputs = random_inputs(ours.config, "picture", 6)
+    assert torch.equal(fresh(ours, inputs, do_sample=None, temperature=1e-40), fresh(ours, inputs))
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}], ids=str)

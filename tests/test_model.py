@@ -370,11 +370,37 @@ def test_flash_attention_without_cuda_is_one_clear_line():
         pytest.skip("there is a CUDA device here")
     ours, _ = random_pair(8)
     ours.attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="flash_attention_2 runs on CUDA in float16 or bfloat16, not cpu"):
+    with pytest.raises(ValueError, match="flash_attention_2 needs CUDA, float16 or bfloat16; here cpu"):
         ours(torch.tensor([[1, 2]]))
     ours.attn_implementation = "flash"
     with pytest.raises(ValueError, match="attention 'flash' is none of eager, sdpa, flash_attention_2"):
         ours(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize(("T", "S"), [(5, 5), (3, 7), (1, 6)])
+def test_causal_attention_needs_no_mask_from_its_caller(T, S):
+    """Query i sees keys up to S - T + i: in sdpa's own causal mask that holds for T = S only."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, T, 8, generator=generator)
+    k, v = torch.randn(2, 2, 2, S, 8, generator=generator)
+    visible = torch.tensor([[j <= S - T + i for j in range(S)] for i in range(T)])[None, None]
+    expected, _ = qwen2vl.attention(q, k, v, "eager", visible=visible)
+    for name in ("eager", "sdpa"):
+        assert error(qwen2vl.attention(q, k, v, name, causal=True)[0], expected) <= TOLERANCE
+
+
+def test_labels_with_fewer_logits_are_refused():
+    ours, _ = random_pair(9)
+    ids = torch.tensor([[1, 2, 3]])
+    with pytest.raises(ValueError, match="labels need all logits, logits_to_keep is 1"):
+        ours(ids, labels=ids, logits_to_keep=1)
+
+
+def test_sections_that_do_not_fill_the_head_are_refused():
+    config = random_pair(0)[0].config.to_dict()
+    config["rope_scaling"]["mrope_section"] = [1, 1, 1]
+    with pytest.raises(ValueError, match=r"mrope_section \[1, 1, 1\] must add up to half of"):
+        Qwen2VLConfig.from_dict(config)
 
 
 def test_a_cache_that_is_too_short_is_an_error_with_both_numbers():
