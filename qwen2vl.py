@@ -119,7 +119,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, implementation: str, causal=False, visible=None, real=None
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention by the implementation that the caller names, and never by another.
+    """Softmax attention by the named implementation and no other; "eager" is the definition.
 
     q: (B, H, T, d); k, v: (B, K, S, d), H a multiple of K; causal: query i sees keys up to S - T + i. With
     padding, visible: (B, 1, T, S), True where a query sees a key, takes its place; flash takes real: (B, S),

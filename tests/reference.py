@@ -152,6 +152,20 @@ def collate(rows: list[Row], config: Qwen2VLConfig, seed: int) -> dict[str, torc
     return inputs
 
 
+def rows_alone(rows: list[Row], inputs: dict, config: Qwen2VLConfig) -> list[dict[str, torch.Tensor]]:
+    """The rows of a batch as batches of one, with the pixel values that they have in it."""
+    alone, at = [], {"pixel_values": 0, "pixel_values_videos": 0}
+    for row in rows:
+        one = collate([row], config, 0)
+        for key, grids in (("pixel_values", row.images), ("pixel_values_videos", row.videos)):
+            n = sum(t * h * w for t, h, w in grids)
+            if n:
+                one[key] = inputs[key][at[key] : at[key] + n]
+            at[key] += n
+        alone.append(one)
+    return alone
+
+
 def random_inputs(config: Qwen2VLConfig, kind: str, seed: int) -> dict[str, torch.Tensor]:
     """Model inputs of the given kind."""
     return collate(random_rows(random.Random(seed), config, kind), config, seed)

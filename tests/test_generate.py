@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from reference import collate, random_inputs, random_pair, random_rows
+from reference import collate, random_inputs, random_pair, random_rows, rows_alone
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -35,16 +35,7 @@ def test_a_left_padded_batch_gives_the_tokens_of_its_rows_alone():
     rows = random_rows(random.Random(1), ours.config, "mixed batch")
     inputs = collate(rows, ours.config, 1)
     together = fresh(ours, inputs)
-    images, videos = 0, 0
-    for i, row in enumerate(rows):
-        alone = collate([row], ours.config, 1)
-        n_images = sum(t * h * w for t, h, w in row.images)
-        n_videos = sum(t * h * w for t, h, w in row.videos)
-        if row.images:
-            alone["pixel_values"] = inputs["pixel_values"][images : images + n_images]
-        if row.videos:
-            alone["pixel_values_videos"] = inputs["pixel_values_videos"][videos : videos + n_videos]
-        images, videos = images + n_images, videos + n_videos
+    for i, alone in enumerate(rows_alone(rows, inputs, ours.config)):
         assert torch.equal(fresh(ours, alone)[0], together[i])
 
 

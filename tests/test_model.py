@@ -18,6 +18,7 @@ from reference import (
     random_pair,
     random_row,
     random_rows,
+    rows_alone,
 )
 
 import qwen2vl
@@ -232,18 +233,9 @@ def test_a_padded_batch_gives_the_logits_of_its_rows_alone():
     ours, _ = random_pair(4)
     rows = random_rows(random.Random(4), ours.config, "mixed batch")
     inputs = collate(rows, ours.config, 4)
-    images, videos = 0, 0
     with torch.no_grad():
         batch = ours(**inputs).logits
-        for i, row in enumerate(rows):
-            n_images = sum(t * h * w for t, h, w in row.images)
-            n_videos = sum(t * h * w for t, h, w in row.videos)
-            alone = collate([row], ours.config, 4)
-            if row.images:
-                alone["pixel_values"] = inputs["pixel_values"][images : images + n_images]
-            if row.videos:
-                alone["pixel_values_videos"] = inputs["pixel_values_videos"][videos : videos + n_videos]
-            images, videos = images + n_images, videos + n_videos
+        for i, (row, alone) in enumerate(zip(rows, rows_alone(rows, inputs, ours.config), strict=True)):
             assert error(batch[i, -len(row.ids) :], ours(**alone).logits[0]) <= TOLERANCE
 
 
