@@ -9,6 +9,7 @@
 
 B batch   T tokens   P patches   N = P/4 image tokens   n frames   C = 3 channels   D = C*tps*ps*ps: a patch
 H,W picture px   t,h,w grid in patches   ps patch side, 14 px   tps frames a patch, 2   m merge side, 2
+(In qwen2vl.py H counts query heads and D is a width.)
 """
 
 import codecs
