@@ -32,6 +32,21 @@ def test_the_examples_are_described_rightly_and_nothing_else_is_on_stdout(capsys
     assert run(capsys, "--image", EXAMPLES / name)[:2] == (0, DRAWN[name] + "\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "question", "answer"),
+    [
+        ("shapes.png", "Where is the red circle?", "At the left."),
+        ("shapes.png", "What colour is the star?", "Blue."),
+        ("shapes.png", "What shape is the blue object?", "A star."),
+        ("shapes.png", "How many objects do you see?", "Two."),
+        ("shapes.png", "Is there a green square?", "No."),
+        ("wide.png", "What colour is the ring?", "Purple."),
+    ],
+)
+def test_questions_about_the_examples_are_answered_rightly(capsys, name, question, answer):
+    assert run(capsys, "--image", EXAMPLES / name, "--prompt", question)[:2] == (0, answer + "\n")
+
+
 def test_a_process_of_its_own_streams_the_same_answer():
     command = [sys.executable, "qwen2vl.py", "--image", "examples/shapes.png"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
