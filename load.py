@@ -19,8 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
 
 SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
-TEXTS = ["config.json", "generation_config.json", "preprocessor_config.json"]
-TEXTS += ["tokenizer.json", "tokenizer_config.json"]
+TEXTS = ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer*.json"]
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # in a safetensors header → in torch
 HUB_ERRORS = {
     "GatedRepoError": "it is gated: accept its terms on its page and log in (hf auth login)",

@@ -473,7 +473,7 @@ def padding_masks(attention_mask: Tensor | None, B: int, T: int, S: int) -> dict
         return {}
     real, causal = attention_mask.bool(), attention_mask.new_ones(T, S, dtype=torch.bool).tril(S - T)
     # A padding query would see nothing, and softmax over nothing is NaN: it sees itself.
-    visible = (causal & real[:, None]) | (causal & ~causal.tril(S - T - 1))  # (B, T, S)
+    visible = (causal & real[:, None]) | causal.triu(S - T)  # (B, T, S); triu leaves the diagonal
     return {"visible": visible[:, None], "real": real}
 
 
