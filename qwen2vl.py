@@ -674,6 +674,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             raise ValueError(f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model takes {room}")
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("generation needs padding on the left, this attention_mask ends in padding")
+        attention_mask = None if attention_mask is None or attention_mask.all() else attention_mask
         chosen = {f.name: settings.pop(f.name, None) for f in fields(Sampling)}
         how = Sampling.resolve(self.config, self.generation_config, chosen)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)

@@ -1,7 +1,6 @@
 """load.py: a name → a folder → config, tokenizer, weights."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -66,13 +65,6 @@ def read_all(
 def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
-@pytest.fixture
-def official() -> Path:
-    if "QWEN2VL_OFFICIAL" not in os.environ:
-        pytest.skip("QWEN2VL_OFFICIAL names no folder with the official configs and tokenizer")
-    return Path(os.environ["QWEN2VL_OFFICIAL"])
 
 
 # ------------------------------------------------------------------------------------------ names and folders

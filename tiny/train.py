@@ -22,6 +22,7 @@ import torch.nn as nn
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from load import read_json
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration, VisionConfig
 from tiny.world import TASKS, Level, ask, random_scene
@@ -235,10 +236,7 @@ def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Te
     ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
     assert (grid == grid[0]).all() and grid[0, 0] == 1
     h, w = grid[0, 1:].tolist()
-    features = model.visual.encode(inputs["pixel_values"], len(grid), h, w, model.attn_implementation)
-    embeds = model.model.embed_tokens(ids)
-    slots = (ids == model.config.image_token_id)[..., None]
-    embeds = embeds.masked_scatter(slots, features.to(embeds.dtype))
+    embeds = model.embed(ids, (inputs["pixel_values"], grid.new_tensor([[len(grid), h, w]])))
     positions, _ = model.get_rope_index(ids, grid, attention_mask=inputs["attention_mask"])
     return model(
         inputs_embeds=embeds,
@@ -298,7 +296,7 @@ def train(
     processor = Qwen2VLProcessor.from_pretrained(out)
     config = Qwen2VLConfig.from_pretrained(out)
     model = Qwen2VLForConditionalGeneration(config, "eager").to(device)  # the fastest at these lengths
-    model.generation_config = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
+    model.generation_config = read_json(out, "generation_config.json")
     initialise(model)
     optimizer = Optimizer(model)
     run = {"seconds": 0.0, "steps": 0, "scenes": 0, "log": []}
