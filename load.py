@@ -1,8 +1,7 @@
 """A name → a folder → config, tokenizer, weights.
 
-A folder has the official layout: some JSON files, and model.safetensors or its shards
-model-0000i-of-0000N.safetensors and their model.safetensors.index.json. Nothing here knows the model: the
-caller names the tensors it expects and gets exactly those, plain, or an error.
+A folder has the official layout: JSON files, and model.safetensors or its shards and their index. Nothing
+here knows the model: the caller names the tensors it expects and gets exactly those, plain, or an error.
 """
 
 import json
@@ -19,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
 
 SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
-TEXTS = ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer*.json"]
+TEXTS = ["config.json", "generation_config.json", "*preprocessor_config.json", "tokenizer*.json"]
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # in a safetensors header → in torch
 HUB_ERRORS = {
     "GatedRepoError": "it is gated: accept its terms on its page and log in (hf auth login)",
@@ -53,9 +52,11 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
         raise FileNotFoundError(f"{name!r} is no folder here; on the Hub: {reason}") from error
 
 
-def read_json(folder: Path, filename: str) -> dict:
-    """One JSON object from a folder; FileNotFoundError or ValueError name the file."""
+def read_json(folder: Path, filename: str, optional: bool = False) -> dict:
+    """One JSON object from a folder, {} for a missing optional one; the errors name the file."""
     if not (file := folder / filename).is_file():
+        if optional:
+            return {}
         raise FileNotFoundError(f"{folder} has no {filename}")
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -273,9 +273,9 @@ class TextStream:
 class Qwen2VLProcessor:
     """Conversations, or rendered strings and their media, to what the model takes as keyword arguments."""
 
-    def __init__(self, image_processor: Any, tokenizer: Tokenizer, limits=None, longest=math.inf):
+    def __init__(self, image_processor: Any, tokenizer: Tokenizer, limits=(), longest=math.inf):
         self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.limits, self.longest = limits or {}, longest  # the caller's own limits hold for clips too
+        self.limits, self.longest = limits, longest  # for clips: the checkpoint's, outweighed by the caller's
         tokenizer.encode_special_tokens = True  # as plain text: only `encode` below sets control tokens
         self.special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         needed = IM_START, IM_END, PAD, VISION_START, VISION_END, *SLOTS.values(), *GROUNDING
@@ -292,7 +292,8 @@ class Qwen2VLProcessor:
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         longest = read_config(folder).get("max_position_embeddings", math.inf)
         pictures = Qwen2VLImageProcessor.from_pretrained(folder, **limits)
-        return cls(pictures, load_tokenizer(folder), limits, longest)
+        clips = read_json(folder, "video_preprocessor_config.json", optional=True)  # most have none
+        return cls(pictures, load_tokenizer(folder), (clips, limits), longest)
 
     def encode(self, pieces: Pieces) -> list[int]:
         """Pieces to ids; text is joined up to the next control token first, for words merge across pieces."""
@@ -350,7 +351,7 @@ class Qwen2VLProcessor:
         if media["image"]:
             inputs |= self.image_processor(media["image"], **options)
         if media["video"]:
-            made = [video_patches(self.image_processor, one, self.limits, options) for one in media["video"]]
+            made = [video_patches(self.image_processor, one, *self.limits, options) for one in media["video"]]
             inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in made])  # (P, D)
             inputs["video_grid_thw"] = torch.tensor([grid for _, grid in made])  # (n, 3)
         grids = {self.image_token_id: "image_grid_thw", self.video_token_id: "video_grid_thw"}

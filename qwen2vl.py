@@ -585,16 +585,14 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             module, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
         model.tie_weights()
-        if (folder / "generation_config.json").exists():
-            model.generation_config = load.read_json(folder, "generation_config.json")
+        model.generation_config = load.read_json(folder, "generation_config.json", optional=True)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights in the official layout; the other files are to be copied."""
-        dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
-        config = self.config.to_dict() | {"torch_dtype": dtype}
-        tensors = {name: p.detach() for name, p in self.named_parameters()}  # a tied head counts once
-        load.save_checkpoint(folder, config, tensors, self.generation_config or None)
+        config = self.config.to_dict()
+        config["torch_dtype"] = str(self.lm_head.weight.dtype).removeprefix("torch.")
+        load.save_checkpoint(folder, config, dict(self.named_parameters()), self.generation_config or None)
 
     def embed(self, input_ids: Tensor, images: tuple = (None, None), videos: tuple = (None, None)) -> Tensor:
         """Token embeddings (B, T, D), with the features of (pixel values, grids) in their slots, in order."""

@@ -21,6 +21,7 @@ from PIL import Image
 from test_media import clip, keep, noise
 
 import processor as P
+from load import find_checkpoint
 from media import read_video
 from processor import Qwen2VLImageProcessor, Qwen2VLImageProcessorFast, Qwen2VLProcessor, smart_resize
 
@@ -208,6 +209,24 @@ def test_nearest_limit_wins(checkpoint):
     for processor, most in ((loaded, 100), (Qwen2VLProcessor.from_pretrained(checkpoint), 400)):
         grid = processor.apply_chat_template(say(frames), tokenize=True, return_dict=True)["video_grid_thw"]
         assert int(grid.prod()) // 4 == most, "limits of the caller hold for clips, those of the file don't"
+
+
+def test_limits_for_clips_in_a_file_of_their_own_hold_unless_the_caller_sets_others(tmp_path):
+    """video_preprocessor_config.json, as newer repositories have it; the official ones have none."""
+    folder = find_checkpoint("tiny", weights=False)
+    for file in folder.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    stated = {"min_pixels": 784, "max_pixels": 56**2, "fps": 1}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(stated))
+    clip = {"type": "video", "video": [noise(280, 280)] * 2}
+
+    def tokens(processor, **options) -> int:
+        run = partial(processor.apply_chat_template, tokenize=True, return_dict=True)
+        return int(run(say(clip), **options)["video_grid_thw"].prod()) // 4
+
+    assert tokens(Qwen2VLProcessor.from_pretrained(str(tmp_path))) == 4
+    assert tokens(Qwen2VLProcessor.from_pretrained(str(tmp_path)), max_pixels=84**2) == 9
+    assert tokens(Qwen2VLProcessor.from_pretrained(str(tmp_path), max_pixels=140**2)) == 25
 
 
 def test_size_in_place_of_limits_is_understood(checkpoint, tmp_path):
