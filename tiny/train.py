@@ -1,31 +1,41 @@
 """Train the embedded checkpoint with this repository's own model, processor and loss.
 
-    python -m tiny.train --minutes 60 --out tiny/checkpoint     # two CPU cores
-    python -m tiny.train --minutes 60 --out tiny/checkpoint     # the same again goes on where it was stopped
+    python -m tiny.train --minutes 10 --out tiny/runs/ten         # names single shapes and their colours
+    python -m tiny.train --minutes 100 --out tiny/runs/all        # all that tiny/README.md lists
+    python -m tiny.train --minutes 100 --out tiny/runs/all        # the same again goes on where it stopped
 
-Unlike a large model nothing here is pretrained, so a curriculum does what data does elsewhere.
-One shape on a small canvas first, a hundred at a time, until the vision transformer sees shapes; then two,
-then three, on any canvas, with several questions a scene as turns of one chat: they share one look at it.
+Unlike a large model nothing here is pretrained, so a curriculum does what data does elsewhere. One shape on a
+small canvas first, until the vision transformer sees shapes; then two, boxes and words; then everything. Each
+picture comes with several questions, as turns of one chat: they share one look at it.
+
+On a CPU two processes with one thread each, every one with its half of the batch, get through a third more
+than one process with two threads: layers this narrow leave a second thread waiting.
 """
 
 import argparse
 import json
 import math
+import os
 import random
-import sys
+import re
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from load import read_json
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration, VisionConfig
-from tiny.world import TASKS, Level, ask, random_scene
+from tiny.evaluate import answers, fresh_questions
+from tiny.tasks import TASKS, ask, content, show
+from tiny.world import FPS, Level, installed_fonts
 
 # The official checkpoints' added tokens, in the official order.
 SPECIAL_TOKENS = (
@@ -33,7 +43,7 @@ SPECIAL_TOKENS = (
     "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-VOCABULARY = 512
+VOCABULARY = 704
 # How the official tokenizer cuts text before BPE: contractions, words, single digits, signs, lines, spaces.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -42,21 +52,46 @@ WORDS = (
 
 
 @dataclass(frozen=True)
+class Diet:
+    """How often a kind of thing is shown, how hard it is and how many questions come with it."""
+
+    share: float
+    level: Level
+    turns: int
+
+
+@dataclass(frozen=True)
 class Stage:
-    """A part of the training: up to which share of the time, on which scenes, how many of them a step."""
+    """A part of the training: up to which share of it; what is shown; with `tasks`, only those are asked."""
 
     until: float
-    level: Level
-    batch: int
-    turns: int
-    tasks: tuple[str, ...] = tuple(TASKS)
+    diets: dict[str, Diet]
+    tasks: tuple[str, ...] = ()
 
 
+FONTS = installed_fonts()
+ONE, PAIR = Level(objects=(1, 1), sides=(56, 69)), Level(objects=(1, 2), sides=(56, 112))
+SIGN = Level(objects=(1, 1), sides=(56, 150), fonts=FONTS)
 CURRICULUM = (
-    Stage(0.06, Level(objects=(1, 1), sides=(50, 62)), batch=128, turns=1, tasks=("describe",)),
-    Stage(0.35, Level(objects=(1, 2), sides=(50, 112)), batch=48, turns=4),
-    Stage(1.0, Level(objects=(1, 3), sides=(50, 182)), batch=32, turns=5),
+    Stage(0.08, {"picture": Diet(1, ONE, turns=1)}, tasks=("describe", "describe", "colour", "shape")),
+    Stage(
+        0.30,
+        {"picture": Diet(0.7, PAIR, turns=5), "words": Diet(0.3, replace(SIGN, letters=(1, 3)), turns=2)},
+    ),
+    Stage(
+        1.0,
+        {
+            "picture": Diet(0.40, Level(objects=(1, 6), sides=(56, 336)), turns=5),
+            "words": Diet(0.18, SIGN, turns=2),
+            "pictures": Diet(0.19, PAIR, turns=4),
+            "video": Diet(0.21, PAIR, turns=3),
+            "text": Diet(0.02, PAIR, turns=3),
+        },
+    ),
 )
+SINGLE_OBJECTS = 10  # minutes that the first stage gets at least: a shorter training has no other
+MARKS = 16  # how often in a training its accuracy is measured
+BUDGET = 4000  # patches and tokens of text in a batch, about
 
 
 # ------------------------------------------------------------------------------- a checkpoint before training
@@ -85,15 +120,20 @@ def build_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> Tokenizer
     return tokenizer
 
 
-def sample_texts(n: int = 4000) -> list[str]:
-    """Questions and answers, and what the chat template adds: what the merges are learned from."""
+def sample_texts(n: int = 3000) -> list[str]:
+    """Questions and answers, and what the chat template adds: what the merges are learned from.
+
+    Without what is read off a sign: its letters stay tokens of their own, for the model to spell.
+    """
     rng = random.Random("tokenizer")
-    level = CURRICULUM[-1].level
-    texts = ["You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * (n // 4)
+    texts = ["You are a helpful assistant.", "system\n", "user\n", "assistant\n"] * n
     for _ in range(n):
-        scene = random_scene(rng, level)
-        for task in TASKS:
-            texts += ask(scene, rng, level, task) or ()
+        for kind, diet in CURRICULUM[-1].diets.items():
+            level = diet.level
+            shown = show(kind, rng, level)
+            for task in TASKS[kind] if kind != "words" else ():
+                for text in ask(task, kind, shown, rng, level) or ():
+                    texts += re.split(r"<\|\w+\|>", text)
     return texts
 
 
@@ -125,12 +165,20 @@ def write_blank_checkpoint(folder: Path) -> None:
             "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": "Qwen2VLProcessor",
             "min_pixels": 4 * 28 * 28,
-            "max_pixels": 64 * 28 * 28,
+            "max_pixels": 100 * 28 * 28,
             "patch_size": 14,
             "temporal_patch_size": 2,
             "merge_size": 2,
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
             "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        "video_preprocessor_config.json": {
+            "video_processor_type": "Qwen2VLVideoProcessor",
+            "min_pixels": 4 * 28 * 28,
+            "max_pixels": 100 * 28 * 28,
+            "fps": FPS,
+            "min_frames": 4,
+            "max_frames": 16,
         },
         "generation_config.json": {
             "bos_token_id": ids["endoftext"],
@@ -140,8 +188,8 @@ def write_blank_checkpoint(folder: Path) -> None:
         },
         "config.json": tiny_config(tokenizer).to_dict() | {"torch_dtype": "float32"},
     }  # fmt: skip
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, fields in files.items():
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def tiny_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
@@ -190,24 +238,40 @@ def initialise(model: nn.Module) -> None:
 # --------------------------------------------------------------------------------------------------- batches
 
 
-def make_batch(rng: random.Random, stage: Stage, processor: Qwen2VLProcessor) -> dict:
-    """Scenes on canvases of one size, each with a chat about it, as model inputs and labels (B, T)."""
-    canvas = stage.level.canvas(rng)
-    conversations = []
-    for _ in range(stage.batch):
-        scene = random_scene(rng, stage.level, canvas)
-        content = [{"type": "image", "image": scene.draw()}]
-        messages = []
-        tasks = rng.choices(stage.tasks, k=3 * stage.turns)  # some leave nothing to ask about this scene
-        pairs = [pair for pair in (ask(scene, rng, stage.level, task) for task in tasks) if pair]
-        for question, answer in list(dict.fromkeys(pairs))[: stage.turns]:
-            content.append({"type": "text", "text": question})
-            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-            content = []
-        conversations.append(messages)
+def random_talk(
+    rng: random.Random, kind: str, diet: Diet, canvas: tuple, only: tuple[str, ...]
+) -> list[dict]:
+    """A conversation about something fresh, as chat messages."""
+    shown = show(kind, rng, diet.level, canvas)
+    tasks = only or list(TASKS[kind])
+    asked = [ask(task, kind, shown, rng, diet.level) for task in rng.choices(tasks, k=3 * diet.turns)]
+    exchanges = list(dict.fromkeys(exchange for exchange in asked if exchange))[: diet.turns]
+    messages, media = [], content(shown)
+    for question, answer in exchanges:
+        asking = [*media, {"type": "text", "text": question}]
+        messages += [{"role": "user", "content": asking}, {"role": "assistant", "content": answer}]
+        media = []
+    return messages
+
+
+def make_batch(seed: str, rank: int, workers: int, stage: Stage, processor: Qwen2VLProcessor) -> dict:
+    """Chats about things of one kind on canvases of one size, as model inputs and labels (B, T).
+
+    All workers draw the same kind and canvas, so that none waits long for another, and fill it on their own.
+    """
+    rng = random.Random(seed)
+    kind = rng.choices(list(stage.diets), [diet.share for diet in stage.diets.values()])[0]
+    diet = stage.diets[kind]
+    canvas, with_ids = diet.level.canvas(rng), kind == "pictures" and rng.random() < 0.5
+    pictures = {"text": 0, "pictures": 3, "video": 4}.get(kind, 1)
+    patches = pictures * min(canvas[0] * canvas[1] / 14**2, 400)
+    rows = max(4, round(BUDGET / (patches + 30 * diet.turns) * 2 / workers))
+    rng = random.Random(f"{seed}:{rank}")
+    talks = [random_talk(rng, kind, diet, canvas, stage.tasks) for _ in range(rows)]
     inputs = processor.apply_chat_template(
-        conversations, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+        [talk for talk in talks if talk],  # a scene may leave nothing to ask
+        tokenize=True, return_dict=True, return_tensors="pt", add_vision_id=with_ids,
+    )  # fmt: skip
     inputs["labels"] = answer_labels(inputs["input_ids"], processor)
     return inputs
 
@@ -228,22 +292,26 @@ def answer_labels(input_ids: torch.Tensor, processor: Qwen2VLProcessor) -> torch
 
 
 def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Tensor:
-    """The loss of a batch whose pictures all have one size.
+    """The loss of a batch whose pictures, or frames, all have one size.
 
-    `model(**inputs)` would send the pictures through the vision transformer one by one. To it, pictures of
-    one size are like the frames of a video, a batch that doesn't see each other. So they go through as one.
+    `model(**inputs)` would send the pictures through the vision transformer one by one, and the hidden states
+    of all tokens through the head. To the tower, pictures of one size are like the frames of a video, a batch
+    that doesn't see each other: so they go through as one. And only what has a label goes on to the head.
     """
-    ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
-    assert (grid == grid[0]).all() and grid[0, 0] == 1
-    h, w = grid[0, 1:].tolist()
-    embeds = model.embed(ids, (inputs["pixel_values"], grid.new_tensor([[len(grid), h, w]])))
-    positions, _ = model.get_rope_index(ids, grid, attention_mask=inputs["attention_mask"])
-    return model(
-        inputs_embeds=embeds,
-        position_ids=positions,
-        attention_mask=inputs["attention_mask"],
-        labels=inputs["labels"],
-    ).loss
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    grids = {kind: inputs.get(f"{kind}_grid_thw") for kind in ("image", "video")}
+    media = {"image": (None, None), "video": (None, None)}
+    for kind, grid in grids.items():
+        if grid is not None:
+            assert (grid[:, 1:] == grid[0, 1:]).all()
+            pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+            media[kind] = pixels, torch.cat([grid[:, :1].sum(0, keepdim=True), grid[:1, 1:]], dim=1)
+    embeds = model.embed(ids, media["image"], media["video"])
+    positions, _ = model.get_rope_index(ids, grids["image"], grids["video"], mask)
+    hidden = model.model(embeds, positions, mask, implementation=model.attn_implementation)[:, :-1]
+    labels = inputs["labels"][:, 1:]
+    spoken = labels != -100
+    return F.cross_entropy(model.lm_head(hidden[spoken]).float(), labels[spoken])
 
 
 # -------------------------------------------------------------------------------------------------- training
@@ -286,12 +354,85 @@ def save_atomically(state: dict, path: Path) -> None:
     partial.replace(path)
 
 
+def sum_over_workers(values: torch.Tensor, workers: int) -> torch.Tensor:
+    if workers > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def average_gradients(model: nn.Module, numbers: list[float], workers: int) -> list[float]:
+    """Every worker's gradients become their mean over the workers; so do the numbers, which are returned."""
+    if workers == 1:
+        return numbers
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    mean = sum_over_workers(torch.cat([*flat, torch.tensor(numbers)]), workers) / workers
+    at = 0
+    for p in parameters:
+        p.grad = mean[at : at + p.numel()].view_as(p)
+        at += p.numel()
+    return mean[at:].tolist()
+
+
+@torch.no_grad()
+def measure(
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, stage: Stage, rank: int, workers: int
+) -> dict[str, float]:
+    """The share of right answers to a few fresh questions of each task that the stage has."""
+    questions = [
+        question
+        for question in fresh_questions(20, "progress", stage.diets)
+        if question.task in stage.tasks or not stage.tasks
+    ]
+    tasks = sorted({question.task for question in questions})
+    marks = torch.zeros(len(tasks), 2)
+    mine = questions[rank::workers]
+    for question, said in zip(mine, answers(model, processor, mine), strict=True):
+        marks[tasks.index(question.task)] += torch.tensor([question.right(said), 1.0])
+    right, asked = sum_over_workers(marks, workers).T.tolist()
+    return {task: r / n for task, r, n in zip(tasks, right, asked, strict=True)}
+
+
+def stage_at(share: float, minutes: float) -> Stage:
+    """The stage at a share (0 to 1) of a training of so many minutes."""
+    first = min(1.0, max(CURRICULUM[0].until, SINGLE_OBJECTS / minutes * (minutes < 2 * SINGLE_OBJECTS)))
+    return next(s for s in (replace(CURRICULUM[0], until=first), *CURRICULUM[1:]) if share < s.until)
+
+
 def train(
-    out: Path, minutes: float, seed: int, device: str, dtype: torch.dtype, stop_after: float | None = None
+    out: Path,
+    minutes: float,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    workers: int = 1,
+    stop_after: float | None = None,
 ) -> None:
     """Train for `minutes` in all, over as many calls as it takes; the state is kept beside `out`."""
     if not (out / "tokenizer.json").exists():
         write_blank_checkpoint(out)
+    given = (out, minutes, seed, device, dtype, workers, stop_after)
+    if workers == 1:
+        return work(0, "", *given)
+    with tempfile.TemporaryDirectory() as meeting:
+        torch.multiprocessing.spawn(work, (f"file://{meeting}/point", *given), nprocs=workers)
+
+
+def work(
+    rank: int,
+    meeting: str,
+    out: Path,
+    minutes: float,
+    seed: int,
+    device: str,
+    dtype: torch.dtype,
+    workers: int,
+    stop_after: float | None,
+) -> None:
+    """One of the workers: draws its share of each batch, and steps as the others do."""
+    if workers > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", meeting, rank=rank, world_size=workers)
     torch.manual_seed(seed)
     processor = Qwen2VLProcessor.from_pretrained(out)
     config = Qwen2VLConfig.from_pretrained(out)
@@ -299,51 +440,62 @@ def train(
     model.generation_config = read_json(out, "generation_config.json")
     initialise(model)
     optimizer = Optimizer(model)
-    run = {"seconds": 0.0, "steps": 0, "scenes": 0, "log": []}
+    run = {"seconds": 0.0, "steps": 0, "scenes": 0, "log": [], "marks": []}
     state_file = out.parent / f"{out.name}.run.pt"
     if state_file.exists():
         saved = torch.load(state_file, weights_only=True, map_location=device)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         run = saved["run"]
-        print(f"going on after {run['steps']} steps, {run['seconds'] / 60:.1f} minutes", file=sys.stderr)
 
-    bar = tqdm(total=round(minutes * 60), initial=round(run["seconds"]), unit="s", dynamic_ncols=True)
-    began, saved_at, loss_mean = time.time(), run["seconds"], None
+    bar = tqdm(
+        total=round(minutes * 60),
+        initial=round(run["seconds"]),
+        unit="s",
+        dynamic_ncols=True,
+        disable=rank > 0,
+    )
+    began, saved_at, started_at, mean_loss = time.time(), run["seconds"], run["seconds"], None
     while run["seconds"] < minutes * 60:
         share = run["seconds"] / (minutes * 60)
-        stage = next(stage for stage in CURRICULUM if share < stage.until)
-        inputs = make_batch(random.Random(f"{seed}:{run['steps']}"), stage, processor).to(device)
-        tick = time.time()
+        inputs = make_batch(f"{seed}:{run['steps']}", rank, workers, stage_at(share, minutes), processor).to(
+            device
+        )
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = batch_loss(model, inputs)
         loss.backward()
+        numbers = [loss.item(), float(len(inputs["input_ids"])), time.time() - began]
+        loss, scenes, seconds = average_gradients(model, numbers, workers)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         lr = optimizer.step(share)
-        loss = loss.item()
-        loss_mean = loss if loss_mean is None else 0.98 * loss_mean + 0.02 * loss
-        now = time.time()
-        run["seconds"] += now - began
+        mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
+        began += seconds
+        run["seconds"] += seconds
         run["steps"] += 1
-        run["scenes"] += stage.batch
-        bar.update(round(run["seconds"]) - bar.n)
+        run["scenes"] += round(scenes * workers)
         run["log"].append((run["seconds"], run["scenes"], loss, lr))
+        bar.update(round(run["seconds"]) - bar.n)
         if run["steps"] % 20 == 0:
-            bar.set_postfix_str(
-                f"loss {loss_mean:.3f}, {stage.batch / (now - began):.0f} pictures/s, "
-                f"drawing {100 * (tick - began) / (now - began):.0f} %"
-            )
-        began = now
-        over = stop_after is not None and run["seconds"] - saved_at >= stop_after * 60
+            speed = run["scenes"] / run["seconds"]
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:.0f} scenes/s, {run['steps']} steps")
+        if int(MARKS * run["seconds"] / (minutes * 60)) > int(MARKS * share):
+            marks = measure(model, processor, stage_at(share, minutes), rank, workers)
+            run["marks"].append((run["seconds"], marks))
+            if rank == 0:
+                shares = ", ".join(f"{task} {mark:.0%}" for task, mark in marks.items())
+                bar.write(f"{run['seconds'] / 60:.0f} min: {shares}")
+        over = stop_after is not None and run["seconds"] - started_at >= stop_after * 60
         if run["seconds"] - saved_at > 120 or run["seconds"] >= minutes * 60 or over:
             saved_at = run["seconds"]
-            save_atomically(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run}, state_file
-            )
-            model.save_pretrained(out)
+            if rank == 0:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run}
+                save_atomically(state, state_file)
+                model.save_pretrained(out)
             if over:
                 break
     bar.close()
+    if workers > 1:
+        dist.destroy_process_group()
 
 
 def main() -> None:
@@ -360,8 +512,13 @@ def main() -> None:
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="of the matrix products; bfloat16 is twice as fast on CUDA and on CPUs with AVX512-BF16 or AMX",
     )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int,
+        default=2 if (os.cpu_count() or 1) > 1 and not torch.cuda.is_available() else 1,
+        help="processes that share each batch, on a CPU each with one thread (default 2, with CUDA 1)",
+    )  # fmt: skip
     args = parser.parse_args()
-    train(args.out, args.minutes, args.seed, args.device, getattr(torch, args.dtype))
+    train(args.out, args.minutes, args.seed, args.device, getattr(torch, args.dtype), args.workers)
 
 
 if __name__ == "__main__":
