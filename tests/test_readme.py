@@ -11,7 +11,7 @@ import qwen2vl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "tiny" / "README.md", ROOT / "tests" / "README.md"]
+PAGES = [ROOT / "README.md", *(ROOT / name / "README.md" for name in ("tiny", "tests", "notebooks"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -50,7 +50,7 @@ def test_every_command_line_parses():
     ]
     assert len(commands) >= 5
     for command in commands:
-        words = re.findall(r'"[^"]*"|\S+', command.split("  #")[0])
+        words = re.findall(r'"[^"]*"|\S+', re.split(r"  #| \| ", command)[0])
         qwen2vl.parse_arguments([word.strip('"') for word in words[2:]])
 
 

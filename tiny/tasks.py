@@ -233,7 +233,7 @@ def find(scene: Scene, rng: random.Random, level: Level) -> Exchange | None:
         return None
     name = f"the {thing.name}"
     question = phrase(rng, level, "Find {}.", "Locate {}.", "Give the box of {}.", "Find the box of {}.")
-    return Exchange(question.format(name), grounded(name, scene.box(thing)))
+    return Exchange(question.format(name), grounded(name, scene.box(thing, level.box_step)))
 
 
 def in_the_box(scene: Scene, rng: random.Random, level: Level) -> Exchange:

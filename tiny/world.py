@@ -60,6 +60,7 @@ HELD_OUT = frozenset(
     }
 )
 HELD_OUT_RATIO = (1.45, 1.75)  # long side to short: training canvases are flatter or steeper, never between
+SMALLEST, LARGEST = 18, 100  # px across a shape
 OVERSAMPLING = 4  # shapes are drawn this much larger and shrunk, for smooth edges
 
 # Short words to read. Every fifth is kept from training.
@@ -236,11 +237,12 @@ class Scene:
             picture = Image.blend(picture, Image.frombytes("RGB", size, dust), self.background.noise)
         return picture
 
-    def box(self, thing: Thing) -> tuple[int, int, int, int]:
-        """The thing's box as Qwen2-VL writes boxes: from 0 to 1000 along each side."""
+    def box(self, thing: Thing, step: int = 1) -> tuple[int, int, int, int]:
+        """The thing's box as Qwen2-VL writes it, from 0 to 1000 along each side, in multiples of `step`."""
         left, top, right, bottom = thing.box
-        across, down = 1000 / self.width, 1000 / self.height
-        return round(left * across), round(top * down), round(right * across), round(bottom * down)
+        across, down = 1000 / self.width / step, 1000 / self.height / step
+        edges = left * across, top * down, right * across, bottom * down
+        return tuple(round(edge) * step for edge in edges)
 
     def blank(self) -> "Scene":
         """The same canvas with nothing on it."""
@@ -264,6 +266,9 @@ class Level:
     words: tuple[str, ...] = tuple(word for word in WORDS if word not in HELD_OUT_WORDS)
     made_up: float = 0.6  # the share of words that are random letters: they can't be known by heart
     letters: tuple[int, int] = (1, 5)
+    box_step: int = (
+        10  # answers give boxes in such steps: a third digit is more than so small a model can see
+    )
 
     def canvas(self, rng: random.Random) -> tuple[int, int]:
         """(width, height), the sides' logarithms uniform: small ones are as frequent as large ones."""
@@ -277,8 +282,8 @@ class Level:
 
 
 def everything(level: Level) -> Level:
-    """The same level with what training keeps back let in, ratios and phrasings aside: for evaluation."""
-    return replace(level, pairs=tuple(PAIRS), words=tuple(sorted(HELD_OUT_WORDS)))
+    """The same level with what training keeps back let in, ratios and phrasings aside, and exact boxes."""
+    return replace(level, pairs=tuple(PAIRS), words=tuple(sorted(HELD_OUT_WORDS)), box_step=1)
 
 
 def _shade(rng: random.Random, rgb: tuple[int, int, int], by: int) -> tuple[int, int, int]:
@@ -331,16 +336,16 @@ def _place(
 
 
 def random_scene(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
-    """A few shapes, 18 px across or more, in sizes that suit the canvas and their number; few more often."""
+    """A few shapes, 18 to 100 px across, in sizes that suit the canvas and their number; few more often."""
     width, height = canvas or level.canvas(rng)
     background = random_background(rng)
     wanted = min(rng.randint(*level.objects), rng.randint(*level.objects))
-    side = min(math.sqrt(width * height / wanted), 1.2 * min(width, height))
+    side = min(math.sqrt(width * height / wanted), 1.2 * min(width, height), LARGEST / 0.78)
     things: list[Thing] = []
     for _ in range(40):  # a crowded canvas may take fewer than wanted
         if len(things) == wanted:
             break
-        size = max(18, round(rng.uniform(0.28, 0.78) * side))
+        size = max(SMALLEST, round(rng.uniform(0.28, 0.78) * side))
         thing = _thing(rng, random_pair(rng, level, background), 0, 0, size)
         if placed := _place(rng, thing, (width, height), things):
             things.append(placed)
@@ -376,7 +381,11 @@ def random_sign(rng: random.Random, level: Level, canvas: tuple[int, int] | None
     things = [_place(rng, sign, (width, height), [])]
     for _ in range(rng.choice((0, 0, 1, 2)) * 4):
         shape = _thing(
-            rng, random_pair(rng, level, background), 0, 0, rng.randint(18, max(18, min(width, height) // 3))
+            rng,
+            random_pair(rng, level, background),
+            0,
+            0,
+            rng.randint(SMALLEST, max(SMALLEST, min(width, height) // 3)),
         )
         if len(things) < 3 and (placed := _place(rng, shape, (width, height), things)):
             things.append(placed)
@@ -485,7 +494,7 @@ def random_clip(
     detail = ""
     if event == "moves":
         detail = rng.choice(list(DIRECTIONS))
-        subject = replace(subject, size=max(18, min(subject.size, min(canvas) // 2)))
+        subject = replace(subject, size=max(SMALLEST, min(subject.size, min(canvas) // 2)))
         (dx, dy), (w, h) = DIRECTIONS[detail], subject.stencil.size
         span_x, span_y = canvas[0] - w, canvas[1] - h
         start, end = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
