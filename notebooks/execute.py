@@ -20,7 +20,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Nothing of the machine stays: cells are numbered and keep their tags, prints of a cell are one output."""
+    """Nothing of the machine stays: cells are numbered, keep their tags, and print as one output."""
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i:02d}"

