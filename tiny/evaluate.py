@@ -38,6 +38,7 @@ LEVELS = {
     "text": everything(Level(objects=(1, 1), sides=(56, 112))),
 }
 SINGLE = everything(Level(objects=(1, 1), sides=(56, 69)))  # what the first stage of training shows
+BATCH = 48  # questions that are answered at once
 GROUPS = ("all", "unseen pairs", "unseen phrasing", "unseen ratio", "blind")
 
 
@@ -135,11 +136,15 @@ def ask_all(name: str, talks: list[list[dict]]) -> list[str]:
     return [complete(model, processor, [talk])[0] for talk in talks]
 
 
-def answers(model, processor, questions: list[Question], batch: int = 48) -> list[str]:
-    """The greedy answer to each question, batch by batch; earlier questions are answered on the way."""
+def answers(model, processor, questions: list[Question], label: str | None = None) -> list[str]:
+    """The greedy answer to each question, batch by batch; earlier questions are answered on the way.
+
+    With a label, progress is shown under it.
+    """
     said: list[str] = []
-    for start in range(0, len(questions), batch):
-        some = questions[start : start + batch]
+    starts = range(0, len(questions), BATCH)
+    for start in tqdm(starts, label, unit="batch", dynamic_ncols=True, disable=label is None):
+        some = questions[start : start + BATCH]
         talks: list[list[dict]] = [[] for _ in some]
         for turn in range(len(some[0].earlier) + 1):
             for talk, question in zip(talks, some, strict=True):
@@ -184,12 +189,9 @@ class Result:
         return sum(score >= 0.5 for score in scores) / len(scores) if scores else None
 
 
-def run(model, processor, questions: list[Question], batch: int = 48, label: str = "") -> Result:
+def run(model, processor, questions: list[Question], label: str = "") -> Result:
     """Ask all, with progress."""
-    said = []
-    for start in tqdm(range(0, len(questions), batch), unit="batch", desc=label, dynamic_ncols=True):
-        said += answers(model, processor, questions[start : start + batch])
-    return Result(questions, said)
+    return Result(questions, answers(model, processor, questions, label))
 
 
 def _percent(share: float | None) -> str:

@@ -451,9 +451,9 @@ TASKS: dict[str, dict[str, Callable]] = {
 KINDS = {"picture": random_scene, "words": random_sign, "pictures": random_pictures, "video": random_clip}
 
 
-def show(kind: str, rng: random.Random, level: Level, canvas: tuple[int, int] | None = None, **more) -> Shown:
+def show(kind: str, rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Shown:
     """Something fresh of a kind to ask about; for "text" there is nothing."""
-    return KINDS[kind](rng, level, canvas, **more) if kind in KINDS else None
+    return KINDS[kind](rng, level, canvas) if kind in KINDS else None
 
 
 def content(shown: Shown) -> list[dict]:
