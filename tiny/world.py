@@ -475,10 +475,12 @@ def random_pictures(rng: random.Random, level: Level, canvas: tuple[int, int] | 
     return Pictures((first, replace(first, things=_ordered(things))), change)
 
 
-def random_clip(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Clip:
+def random_clip(
+    rng: random.Random, level: Level, canvas: tuple[int, int] | None = None, frames: int | None = None
+) -> Clip:
     """One thing that does something, and sometimes one that stands by."""
     canvas = canvas or level.canvas(rng)
-    frames = rng.choice((4, 6, 8, 10))
+    frames = frames or rng.choice((4, 6, 8, 10))
     event = rng.choices(("moves", "appears", "disappears", "turns", "comes", "blinks"), (3, 1, 1, 1, 2, 2))[0]
     while True:
         still = random_scene(rng, replace(level, objects=(1, 2)), canvas)
