@@ -15,7 +15,6 @@ Module attributes carry the official checkpoint's names. Locals carry these lett
 import argparse
 import contextlib
 import functools
-import importlib
 import math
 import signal
 import sys
@@ -28,6 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import fast
 import load
 import stages
 
@@ -130,7 +130,7 @@ def attention(
     if implementation == "flash_attention_2":
         if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
             raise ValueError(f"{implementation} needs CUDA, float16 or bfloat16; here {q.device}, {q.dtype}")
-        return packed_attention(q, k, v, causal, real, find_flash_kernel()).transpose(1, 2).flatten(2), None
+        return fast.flash_attention(q, k, v, causal, real).transpose(1, 2).flatten(2), None
     (H, T, d), S = q.shape[1:], k.shape[2]
     causal = causal and visible is None and T > 1  # a single new token sees all before it
     # sdpa's own causal mask is for T = S, and on MPS in half precision it leaks the future (pytorch 195910).
@@ -145,38 +145,6 @@ def attention(
         scores = scores.masked_fill(~visible, -math.inf)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)  # bf16 sums would lose small terms
     return (weights @ v).transpose(1, 2).flatten(2), weights
-
-
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None, kernel) -> Tensor:
-    """Leave out padding, lay the rows end to end, let `kernel` attend within each, and put the results back.
-
-    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal=) gets q (tokens, H, d), k, v (tokens, K, d) and in cu_q,
-    cu_k (B + 1,) where rows start; a row's queries are its last tokens. Returns (B, H, T, d).
-    """
-    T, S = q.shape[2], k.shape[2]
-    real = q.new_ones(len(q), S, dtype=torch.bool) if real is None else real
-    asks = real[:, S - T :]  # (B, T): the queries that are not padding
-    lengths = asks.sum(1), real.sum(1)  # each (B,)
-    starts = [F.pad(n.cumsum(0), (1, 0)).int() for n in lengths]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T or S, heads, d)
-    out = torch.zeros_like(q)
-    out[asks] = kernel(q[asks], k[real], v[real], *starts, *(int(n.max()) for n in lengths), causal=causal)
-    return out.transpose(1, 2)
-
-
-def find_flash_kernel() -> Callable[..., Tensor]:
-    """The `flash_attn` package where installed, else the FlashAttention kernels in PyTorch 2.11 or newer."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module("flash_attn").flash_attn_varlen_func
-    if torch.__version__ < (2, 11):
-        raise ValueError(f"flash_attention_2 needs flash-attn or torch 2.11, here is {torch.__version__}")
-    from torch.nn.attention.varlen import varlen_attn
-
-    def kernel(q: Tensor, k: Tensor, v: Tensor, *packed, causal: bool) -> Tensor:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # 2.11 wants H heads
-        return varlen_attn(q, k, v, *packed, window_size=(-1, 0 if causal else -1))
-
-    return kernel
 
 
 class PatchEmbed(nn.Module):
@@ -366,21 +334,21 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention in which H query heads share K key-value heads."""
 
-    def __init__(self, config: Qwen2VLConfig, layer: int):
+    def __init__(self, config: Qwen2VLConfig):
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.head_dim = config.head_dim
         D, K = config.hidden_size, config.num_key_value_heads
         self.q_proj = nn.Linear(D, config.num_attention_heads * self.head_dim)
         self.k_proj = nn.Linear(D, K * self.head_dim)
         self.v_proj = nn.Linear(D, K * self.head_dim)
         self.o_proj = nn.Linear(self.q_proj.out_features, D, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, **how):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, remember: Callable | None, **how):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H|K * d)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))  # (B, H|K, T, d)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # in x's dtype, unlike vision: as the reference does
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, K, S, d): keys are turned once, then kept
+        if remember is not None:
+            k, v = remember(k, v)  # (B, K, S, d): with all before them; keys are turned once, then kept
         out, weights = attention(q, k, v, causal=True, **how)
         return self.o_proj(out), weights  # (B, T, D)
 
@@ -401,15 +369,15 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then the MLP, each on normalised input and added to what was there."""
 
-    def __init__(self, config: Qwen2VLConfig, layer: int):
+    def __init__(self, config: Qwen2VLConfig):
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, **how):
-        attended, weights = self.self_attn(self.input_layernorm(x), cos, sin, cache, **how)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, remember: Callable | None, **how):
+        attended, weights = self.self_attn(self.input_layernorm(x), cos, sin, remember, **how)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), weights
 
@@ -421,7 +389,7 @@ class Qwen2VLModel(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
@@ -442,10 +410,11 @@ class Qwen2VLModel(nn.Module):
         cos, sin = self.rotary_table(position_ids, x.dtype)
         (B, T), past = x.shape[:2], cache.length if cache is not None else 0
         how = {"implementation": implementation} | padding_masks(attention_mask, B, T, past + T)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
-            x, weights = layer(x, cos, sin, cache, **how)
+            remember = functools.partial(cache.update, i) if cache is not None else None
+            x, weights = layer(x, cos, sin, remember, **how)
             if attentions is not None:
                 attentions.append(weights)
         if cache is not None:
@@ -508,8 +477,6 @@ class Sampling:
 
 def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Generator | None) -> Tensor:
     """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,)."""
-    if not logits.isfinite().all():
-        raise ValueError(f"logits in {logits.dtype} are not finite; load the model in bfloat16 or float32")
     scores = warp_logits(logits, seen, how)
     if not how.do_sample:
         return scores.argmax(-1)
@@ -546,6 +513,18 @@ class Qwen2VLOutput:
     attentions: list[Tensor] | None = None  # layers of (B, H, T, S)
 
 
+class EagerStep:
+    """The decoder for one more token of each row: tokens (B,) to logits (B, vocabulary)."""
+
+    def __init__(self, model: "Qwen2VLForConditionalGeneration", cache: KVCache, mask: Tensor | None, deltas):
+        self.model, self.mask, self.past = model, mask, {"past_key_values": cache, "rope_deltas": deltas}
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.mask = None if self.mask is None else F.pad(self.mask, (0, 1), value=1)  # (B, S)
+        embeds = self.model.model.embed_tokens(token[:, None])  # as text, also the id of a picture's slot
+        return self.model(inputs_embeds=embeds, attention_mask=self.mask, **self.past).logits[:, -1]
+
+
 class Qwen2VLForConditionalGeneration(nn.Module):
     """Pictures, videos and text in, text out. `attn_implementation` may be changed at any time."""
 
@@ -561,29 +540,39 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:  # the head is the embedding table itself
-            self.lm_head.weight = self.model.embed_tokens.weight
+            fast.tie(self.lm_head, self.model.embed_tokens)
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:  # of what is computed; with int8 that is not the weights'
+        return self.model.norm.weight.dtype
+
     @classmethod
     def from_pretrained(
-        cls, name: str, dtype="auto", device_map="auto", attn_implementation: str = "sdpa", torch_dtype=None
+        cls, name, dtype="auto", device_map="auto", attn_implementation="sdpa", torch_dtype=None, int8=False
     ) -> "Qwen2VLForConditionalGeneration":
-        """Load "tiny", a folder or a Hub name; "auto" is its own dtype, and one device: CUDA, MPS or CPU."""
+        """Load "tiny", a folder or a Hub name; "auto" is its own dtype, and one device: CUDA, MPS or CPU.
+
+        int8: the matrices as int8 with a scale for each output (`fast.to_int8`), half of bfloat16's memory.
+        """
         folder = load.find_checkpoint(name)
         config = load.read_config(folder)
         with torch.device("meta"):  # shapes without memory: each tensor gets its storage when it is read
             model = cls(Qwen2VLConfig.from_dict(config), attn_implementation)
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
-        device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * dtype.itemsize)
+        size = 1 if int8 else dtype.itemsize  # bytes a parameter
+        device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * size)
         attention(*torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)  # or fail now
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
         for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
             module, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+            if int8 and leaf == "weight":
+                fast.to_int8(model.get_submodule(module))
         model.tie_weights()
         model.generation_config = load.read_json(folder, "generation_config.json", optional=True)
         return model.eval()
@@ -591,7 +580,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights in the official layout; the other files are to be copied."""
         config = self.config.to_dict()
-        config["torch_dtype"] = str(self.lm_head.weight.dtype).removeprefix("torch.")
+        config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
         load.save_checkpoint(folder, config, dict(self.named_parameters()), self.generation_config or None)
 
     def embed(self, input_ids: Tensor, images: tuple = (None, None), videos: tuple = (None, None)) -> Tensor:
@@ -660,11 +649,12 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     @torch.no_grad()
     def stream(
-        self, input_ids: Tensor, attention_mask=None, max_new_tokens=128, seed: int | None = None, **settings
+        self, input_ids: Tensor, attention_mask=None, max_new_tokens=128, seed=None, compile=False, **settings
     ) -> Iterator[Tensor]:
         """Yield the next token of every row, (B,), until each row has ended or max_new_tokens are out.
 
-        settings: fields of `Sampling`; pictures and videos as `forward` takes them. Ended rows yield padding.
+        Ended rows yield padding. compile: by `fast.CompiledStep`, for long answers; settings: fields of
+        `Sampling`, and pictures and videos as `forward` takes them.
         """
         B, T = input_ids.shape
         room = self.config.max_position_embeddings - T
@@ -676,22 +666,25 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         chosen = {f.name: settings.pop(f.name, None) for f in fields(Sampling)}
         how = Sampling.resolve(self.config, self.generation_config, chosen)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        cache = KVCache(self.config, B, T + max_new_tokens - 1, self.device, self.lm_head.weight.dtype)
+        cache = KVCache(self.config, B, T + max_new_tokens - 1, self.device, self.dtype)
         ends, ended = input_ids.new_tensor(how.eos_token_id), torch.zeros_like(input_ids[:, 0]).bool()
         out = self(input_ids, attention_mask, past_key_values=cache, logits_to_keep=1, **settings)
+        step = fast.CompiledStep if compile and max_new_tokens > 1 else EagerStep
+        logits, step = out.logits[:, -1], step(self, cache, attention_mask, out.rope_deltas)
         for left in reversed(range(max_new_tokens)):
-            token = next_token(out.logits[:, -1], input_ids, how, generator)  # (B,)
-            token = token.masked_fill(ended, how.pad_token_id)
-            yield token
-            ended = ended | torch.isin(token, ends)
-            if not left or ended.all():
-                return
+            token = next_token(logits, input_ids, how, generator).masked_fill(ended, how.pad_token_id)  # (B,)
             input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # (B, S)
-            if attention_mask is not None:
-                attention_mask = F.pad(attention_mask, (0, 1), value=1)  # (B, S)
-            embeds = self.model.embed_tokens(token[:, None])  # as text, also the id of a picture's slot
-            past = {"past_key_values": cache, "rope_deltas": out.rope_deltas}
-            out = self(inputs_embeds=embeds, attention_mask=attention_mask, **past)
+            ended = ended | torch.isin(token, ends)
+            notice = fast.Notice(ended.all(), logits.isfinite().all())
+            if ahead := bool(left) and logits.is_cuda:  # it goes on while the host looks at this token
+                logits = step(token)
+            over, finite = notice.read()
+            if not finite:
+                raise ValueError(f"logits in {self.dtype} are not finite; load it in bfloat16 or float32")
+            yield token
+            if over or not left:
+                return
+            logits = logits if ahead else step(token)
 
     def generate(self, input_ids: Tensor, **settings) -> Tensor:
         """The prompt and behind it what `stream` yields, (B, T + new); takes what `stream` takes."""
@@ -721,6 +714,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (default: CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="auto (default: as stored), bfloat16, float16, float32")
     add("--attn", default="sdpa", choices=IMPLEMENTATIONS, help="attention (default: sdpa)")
+    add("--compile", action="store_true", help="compile the decoder: long answers end sooner")
+    add("--int8", action="store_true", help="weights in int8: half of bfloat16's memory, faster, less exact")
     add("--fps", type=float, help="frames a second taken from a video (default: 2)")
     add("--min-pixels", type=int, help="smaller pictures are enlarged to this many pixels")
     add("--max-pixels", type=int, help="larger pictures are shrunk to this many; 28 x 28 make one token")
@@ -738,7 +733,7 @@ def answer(model: Qwen2VLForConditionalGeneration, processor, messages: list[dic
     inputs = processor.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, video_fps=args.fps
     ).to(model.device)
-    names = ("max_new_tokens", "seed", "temperature", "top_k", "top_p")
+    names = ("max_new_tokens", "seed", "compile", "temperature", "top_k", "top_p")
     pieces, text = [], processor.text_stream()
     with stages.trace_stages(model) if args.trace else contextlib.nullcontext():
         for token in model.stream(**inputs, **{name: getattr(args, name) for name in names}):
@@ -782,7 +777,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.model == "tiny":
             print(TINY, file=sys.stderr)
         processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
-        options = args.dtype, args.device, args.attn
+        options = args.dtype, args.device, args.attn, args.int8
         model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *options)
         messages = [] if args.system is None else [{"role": "system", "content": args.system}]
         media = [{"type": kind, "path": path} for kind in ("image", "video") for path in getattr(args, kind)]

@@ -21,6 +21,7 @@ from reference import (
     rows_alone,
 )
 
+import fast
 import qwen2vl
 from qwen2vl import KVCache, Qwen2VLConfig, get_rope_index
 
@@ -298,7 +299,7 @@ def test_packed_attention_equals_eager_on_a_padded_batch():
     for T, causal in ((9, True), (9, False), (1, True), (3, True)):
         q = torch.randn(3, 4, T, 8, generator=generator)
         k, v = torch.randn(2, 3, 2, 9, 8, generator=generator)
-        packed = qwen2vl.packed_attention(q, k, v, causal, real, plain_kernel).transpose(1, 2)
+        packed = fast.packed_attention(q, k, v, causal, real, plain_kernel).transpose(1, 2)
         visible = real[:, None, None].expand(3, 1, T, 9)
         if causal:
             visible = visible & torch.ones(T, 9).tril(9 - T).bool()
@@ -318,7 +319,7 @@ def test_eager_sdpa_and_flash_agree_on_a_padded_batch_of_several_pictures(monkey
     def with_flash(q, k, v, implementation, causal=False, visible=None, real=None):
         if implementation != "flash_attention_2":
             return plain(q, k, v, implementation, causal, visible, real)
-        out = qwen2vl.packed_attention(q, k, v, causal, real, plain_kernel)
+        out = fast.packed_attention(q, k, v, causal, real, plain_kernel)
         return out.transpose(1, 2).flatten(2), None
 
     monkeypatch.setattr(qwen2vl, "attention", with_flash)

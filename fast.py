@@ -1,0 +1,221 @@
+"""Faster decoding: the step of one token compiled, and weights in int8.
+
+One new token reads every weight once and does little with it, so a step can't be faster than memory delivers
+the weights. At one row PyTorch's matrix product gets about half of that on a CPU; compiled, a row times a
+matrix is a multiply-and-sum, one pass over the weights at nearly full bandwidth. On CUDA what costs time at
+one row is launching some hundred small kernels: the whole step becomes one CUDA graph.
+
+What is compiled has one shape for all steps: it reads the whole of a cache and hides the unwritten rest.
+"""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+MANY_ROWS = 64  # from here on int8 weights are unpacked first: a matrix product in x's dtype is faster
+
+
+class RowLinear(nn.Linear):
+    """nn.Linear; where it is compiled for a single row, a multiply-and-sum fused with what surrounds it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() or x.numel() != x.shape[-1]:
+            return super().forward(x)
+        y = (x.float().view(-1) * self.weight.float()).sum(-1)  # (out features,), summed in float32
+        y = y if self.bias is None else y + self.bias.float()
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class Int8Linear(nn.Linear):
+    """nn.Linear whose weight is int8 (out, in), with one scale for each output, (out,)."""
+
+    scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if rows == 1 and torch.compiler.is_compiling():
+            y = (x.float().view(-1) * self.weight.float()).sum(-1) * self.scale.float()
+            y = y.to(x.dtype).view(*x.shape[:-1], -1)
+        elif rows < MANY_ROWS:
+            y = torch._weight_int8pack_mm(x.reshape(rows, -1), self.weight, self.scale)
+            y = y.view(*x.shape[:-1], -1)
+        else:
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Embedding(nn.Embedding):
+    """nn.Embedding whose table is int8 (words, width), with one scale for each word, (words,)."""
+
+    scale: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scale = self.scale[ids].unsqueeze(-1)
+        return super().forward(ids).to(scale.dtype) * scale
+
+
+def to_int8(module: nn.Module) -> None:
+    """Make a linear layer or an embedding table int8, in place; any other module stays as it is.
+
+    Symmetric and per output channel: the largest value of a row of the weight becomes 127 (or -127).
+    """
+    kind = {nn.Linear: Int8Linear, nn.Embedding: Int8Embedding}.get(type(module))
+    if kind is not None:
+        weight = module.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True).float().clamp_min(1e-30) / 127  # (out, 1)
+        module.weight = nn.Parameter((weight / scale).round().to(torch.int8), requires_grad=False)
+        module.register_buffer("scale", scale[:, 0].to(weight.dtype))
+        module.__class__ = kind
+
+
+def tie(head: nn.Linear, table: nn.Embedding) -> None:
+    """Let the head use the embedding table as its weight, be it int8 or not."""
+    head.weight = table.weight
+    if isinstance(table, Int8Embedding):
+        head.register_buffer("scale", table.scale)
+        head.__class__ = Int8Linear
+
+
+class Slot:
+    """One layer's part of a cache: a step's keys and values go to one column, attention gets all columns."""
+
+    def __init__(self, keys: Tensor, values: Tensor, column: Tensor):
+        self.keys, self.values, self.column = keys, values, column
+        for tensor in (keys, values):
+            torch._dynamo.mark_dynamic(tensor, 2)  # one compilation for every capacity
+
+    def __call__(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (B, K, 1, d); return the layer's keys and values (B, K, capacity, d)."""
+        return self.keys.index_copy_(2, self.column, k), self.values.index_copy_(2, self.column, v)
+
+
+def head_logits(norm: nn.Module, head: nn.Linear, x: Tensor) -> Tensor:
+    """The last hidden state (B, 1, D) to logits (B, vocabulary)."""
+    return head(norm(x))[:, -1]
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """`function`, compiled when first called; all layers of a decoder share the outcome."""
+    return torch.compile(function, fullgraph=True)
+
+
+class CompiledStep:
+    """The decoder for one more token of each row, behind a cache that the prompt has filled.
+
+    Takes tokens (B,), returns logits (B, vocabulary). On CUDA they are the same memory each time.
+    """
+
+    def __init__(self, model: nn.Module, cache, attention_mask: Tensor | None, rope_deltas: Tensor):
+        if model.attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"compile takes sdpa or eager, {model.attn_implementation} has no fixed shapes")
+        for module in (*model.model.layers.modules(), model.lm_head):
+            if type(module) is nn.Linear:
+                module.__class__ = RowLinear
+        self.model, self.cache, self.deltas = model, cache, rope_deltas
+        self.column = rope_deltas.new_tensor([cache.length])  # where the next token goes
+        columns = torch.arange(cache.capacity, device=rope_deltas.device)
+        self.real = (columns >= 0).expand(len(rope_deltas), -1).clone()  # (B, capacity)
+        if attention_mask is not None:
+            self.real[:, : cache.length] = attention_mask.bool()
+        self.columns = columns
+        for buffer in (cache.keys, cache.values):  # (layers, B, K, capacity, d): what is hidden must be finite
+            buffer[:, :, :, cache.length :] = 0
+        self.slots = [Slot(k, v, self.column) for k, v in zip(cache.keys, cache.values, strict=True)]
+        self.token = rope_deltas.new_zeros(len(rope_deltas))
+        self.graph = None
+        if self.token.is_cuda:
+            self.capture()
+
+    def capture(self) -> None:
+        """Record the step as a CUDA graph; what the rehearsals write, the first real step overwrites."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # the first compiles
+                self.run()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.run()
+
+    def run(self) -> Tensor:
+        decoder = self.model.model
+        x = decoder.embed_tokens(self.token[:, None])  # (B, 1, D)
+        cos, sin = decoder.rotary_table((self.column + self.deltas).expand(3, -1, -1), x.dtype)
+        visible = ((self.columns <= self.column) & self.real)[:, None, None]  # (B, 1, 1, capacity)
+        torch._dynamo.mark_dynamic(visible, 3)
+        how = {"implementation": self.model.attn_implementation, "visible": visible}
+        for layer, slot in zip(decoder.layers, self.slots, strict=True):
+            x, _ = compiled(type(layer).forward)(layer, x, cos, sin, slot, **how)
+        return compiled(head_logits)(decoder.norm, self.model.lm_head, x)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.token.copy_(token)
+        if self.graph is None:
+            self.logits = self.run()
+        else:
+            self.graph.replay()
+        self.column += 1
+        self.cache.length += 1
+        return self.logits
+
+
+class Notice:
+    """Flags on their way to the host, which reads them later without waiting for work enqueued since."""
+
+    def __init__(self, *flags: Tensor):
+        self.flags, self.arrived = torch.stack(flags), None
+        if self.flags.is_cuda:
+            here = torch.empty(len(flags), dtype=torch.bool, pin_memory=True)
+            self.flags = here.copy_(self.flags, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> list[bool]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.flags.tolist()
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None) -> Tensor:
+    """FlashAttention as `attention` of qwen2vl.py asks for it; returns (B, H, T, d)."""
+    return packed_attention(q, k, v, causal, real, find_flash_kernel())
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None, kernel) -> Tensor:
+    """Leave out padding, lay the rows end to end, let `kernel` attend within each, and put the results back.
+
+    kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal=) gets q (tokens, H, d), k, v (tokens, K, d) and in cu_q,
+    cu_k (B + 1,) where rows start; a row's queries are its last tokens. Returns (B, H, T, d).
+    """
+    T, S = q.shape[2], k.shape[2]
+    real = q.new_ones(len(q), S, dtype=torch.bool) if real is None else real
+    asks = real[:, S - T :]  # (B, T): the queries that are not padding
+    lengths = asks.sum(1), real.sum(1)  # each (B,)
+    starts = [F.pad(n.cumsum(0), (1, 0)).int() for n in lengths]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T or S, heads, d)
+    out = torch.zeros_like(q)
+    out[asks] = kernel(q[asks], k[real], v[real], *starts, *(int(n.max()) for n in lengths), causal=causal)
+    return out.transpose(1, 2)
+
+
+def find_flash_kernel() -> Callable[..., Tensor]:
+    """The `flash_attn` package where installed, else the FlashAttention kernels in PyTorch 2.11 or newer."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("flash_attn").flash_attn_varlen_func
+    if torch.__version__ < (2, 11):
+        raise ValueError(f"flash_attention_2 needs flash-attn or torch 2.11, here is {torch.__version__}")
+    from torch.nn.attention.varlen import varlen_attn
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *packed, causal: bool) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # 2.11 wants H heads
+        return varlen_attn(q, k, v, *packed, window_size=(-1, 0 if causal else -1))
+
+    return kernel
