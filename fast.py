@@ -103,6 +103,8 @@ def head_logits(norm: nn.Module, head: nn.Linear, x: Tensor) -> Tensor:
 @functools.cache
 def compiled(function: Callable) -> Callable:
     """`function`, compiled when first called; all layers of a decoder share the outcome."""
+    limit = torch._dynamo.config.recompile_limit  # 8; each model, dtype and batch size is a variant
+    torch._dynamo.config.recompile_limit = max(limit, 64)
     return torch.compile(function, fullgraph=True)
 
 
@@ -125,7 +127,10 @@ class CompiledStep:
         if attention_mask is not None:
             self.real[:, : cache.length] = attention_mask.bool()
         self.columns = columns
-        for buffer in (cache.keys, cache.values):  # (layers, B, K, capacity, d): what is hidden must be finite
+        for buffer in (
+            cache.keys,
+            cache.values,
+        ):  # (layers, B, K, capacity, d): what is hidden must be finite
             buffer[:, :, :, cache.length :] = 0
         self.slots = [Slot(k, v, self.column) for k, v in zip(cache.keys, cache.values, strict=True)]
         self.token = rope_deltas.new_zeros(len(rope_deltas))

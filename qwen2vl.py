@@ -579,6 +579,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights in the official layout; the other files are to be copied."""
+        if self.lm_head.weight.dtype == torch.int8:
+            raise ValueError("int8 weights have no official layout: load without int8 to save")
         config = self.config.to_dict()
         config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
         load.save_checkpoint(folder, config, dict(self.named_parameters()), self.generation_config or None)
