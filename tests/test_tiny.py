@@ -397,11 +397,23 @@ def test_labels_are_the_assistants_words_and_nothing_else(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_batch_through_the_tower_at_once_gives_the_loss_of_the_plain_forward(tiny, kind):
+def test_a_batch_through_the_tower_at_once_gives_the_loss_of_the_plain_forward_by_answer(tiny, kind):
     model, processor = tiny
     batch = batch_of(kind, processor)
     with torch.no_grad():
-        assert abs(train.batch_loss(model, batch) - model(**batch).loss) <= 1e-5
+        weights = batch.pop("weights")
+        plain = model(**batch)
+        assert abs(train.batch_loss(model, batch) - plain.loss) <= 1e-5
+        weighted = train.batch_loss(model, batch | {"weights": weights})
+    total = norm = 0.0
+    for labels, logits in zip(batch["labels"][:, 1:], plain.logits, strict=True):
+        spoken = [i for i, label in enumerate(labels.tolist()) if label != -100]
+        for _, answer in itertools.groupby(enumerate(spoken), key=lambda pair: pair[1] - pair[0]):
+            places = [place for _, place in answer]
+            losses = torch.nn.functional.cross_entropy(logits[places], labels[places], reduction="none")
+            total += losses.sum() / len(places) ** 0.5
+            norm += len(places) ** 0.5
+    assert abs(weighted - total / norm) <= 1e-5
 
 
 def test_workers_draw_different_scenes_on_one_canvas(tiny):

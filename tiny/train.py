@@ -87,7 +87,8 @@ CURRICULUM = (
     Stage(0.60, {"picture": Diet(0.42, Level(objects=(1, 4), sides=(56, 168)), turns=5)} | OTHERS),
     Stage(1.00, {"picture": Diet(0.42, Level(objects=(1, 6), sides=(56, 336)), turns=5)} | OTHERS),
 )
-EMPHASIS = {"where": 2, "find": 3}  # asked so many times as often as other tasks: places are learned slowest
+# Asked so many times as often as other tasks: places and comparisons are learned slowest.
+EMPHASIS = {"where": 2, "find": 3, "relation": 2, "size": 2}
 SINGLE_OBJECTS = 10  # minutes that the first stage gets at least: a shorter training has no other
 MARKS = 16  # how often in a training its accuracy is measured
 BUDGET = 4000  # patches and tokens of text in a batch, about
@@ -272,7 +273,12 @@ def make_batch(seed: str, rank: int, workers: int, stage: Stage, processor: Qwen
         [talk for talk in talks if talk],  # a scene may leave nothing to ask
         tokenize=True, return_dict=True, return_tensors="pt", add_vision_id=with_ids,
     )  # fmt: skip
+    # Padding belongs on the right here: no token sees what comes behind it, so that no mask is needed.
+    padding = (inputs.pop("attention_mask") == 0).sum(1).tolist()
+    rows = zip(inputs["input_ids"], padding, strict=True)
+    inputs["input_ids"] = torch.stack([row.roll(-n) for row, n in rows])
     inputs["labels"] = answer_labels(inputs["input_ids"], processor)
+    inputs["weights"] = answer_weights(inputs["labels"])
     return inputs
 
 
@@ -291,6 +297,18 @@ def answer_labels(input_ids: torch.Tensor, processor: Qwen2VLProcessor) -> torch
     return labels
 
 
+def answer_weights(labels: torch.Tensor) -> torch.Tensor:
+    """How much each labelled place (B, T) counts: 1/sqrt(n) in an answer of n tokens.
+
+    Else a box of twenty digits would count ten times as much as the word that says a colour.
+    """
+    spoken = labels != -100
+    begins = spoken & ~F.pad(spoken, (1, 0))[:, :-1]
+    answer = begins.flatten().cumsum(0).view_as(labels)  # the first is 1
+    lengths = torch.bincount(answer[spoken], minlength=1)
+    return torch.where(spoken, lengths[answer].clamp_min(1).rsqrt(), 0.0)
+
+
 def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Tensor:
     """The loss of a batch whose pictures, or frames, all have one size.
 
@@ -298,7 +316,7 @@ def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Te
     of all tokens through the head. To the tower, pictures of one size are like the frames of a video, a batch
     that doesn't see each other: so they go through as one. And only what has a label goes on to the head.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     grids = {kind: inputs.get(f"{kind}_grid_thw") for kind in ("image", "video")}
     media = {"image": (None, None), "video": (None, None)}
     for kind, grid in grids.items():
@@ -311,7 +329,9 @@ def batch_loss(model: Qwen2VLForConditionalGeneration, inputs: dict) -> torch.Te
     hidden = model.model(embeds, positions, mask, implementation=model.attn_implementation)[:, :-1]
     labels = inputs["labels"][:, 1:]
     spoken = labels != -100
-    return F.cross_entropy(model.lm_head(hidden[spoken]).float(), labels[spoken])
+    each = F.cross_entropy(model.lm_head(hidden[spoken]).float(), labels[spoken], reduction="none")
+    weights = inputs["weights"][:, 1:][spoken] if "weights" in inputs else torch.ones_like(each)
+    return (each * weights).sum() / weights.sum()
 
 
 # -------------------------------------------------------------------------------------------------- training
