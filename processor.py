@@ -21,13 +21,13 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
 from load import find_checkpoint, load_tokenizer, read_config, read_json
 from media import SAMPLING, SIZING, Name, describe, flatten, load_image, read_video, settle
+from pixels import fresh, join, pillow_resize, torch_resize
 
 
 class BatchFeature(dict):
@@ -73,14 +73,6 @@ def patchify(frames: torch.Tensor, ps: int = 14, tps: int = 2, m: int = 2) -> tu
     return blocks.reshape(t * h * w, C * tps * ps * ps), (t, h, w)
 
 
-def torch_resize(pictures: list[Image.Image], height: int, width: int, device="cpu") -> torch.Tensor:
-    """RGB pictures of one size to uint8 (n, C, height, width) by torch's filter, as in the reference."""
-    frames = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2)  # (n, C, H, W)
-    frames = frames if frames.device.type == "cpu" else frames.float()  # only the CPU has an 8-bit kernel
-    wide = torch.nn.functional.interpolate(frames, (height, width), mode="bicubic", antialias=True)
-    return wide.round().clamp(0, 255).to(torch.uint8)
-
-
 @dataclass
 class Qwen2VLImageProcessor:
     """Pictures to normalised patches as in the reference; the fields are preprocessor_config.json's."""
@@ -114,15 +106,21 @@ class Qwen2VLImageProcessor:
 
     def resize(self, pictures: list[Image.Image], height: int, width: int) -> torch.Tensor:
         """RGB pictures to uint8 (n, C, height, width) by Pillow's bicubic filter."""
-        resized = [picture.resize((width, height), Image.Resampling.BICUBIC) for picture in pictures]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)  # (n, C, H, W)
+        return pillow_resize(pictures, height, width)
 
-    def patches(self, frames: torch.Tensor) -> tuple[torch.Tensor, tuple]:
-        """`patchify`, and each channel brought to about zero mean and unit spread: float32 (t*h*w, D)."""
-        flat, grid = patchify(frames, self.patch_size, self.temporal_patch_size, self.merge_size)
-        mean, std = torch.tensor([self.image_mean, self.image_std], device=flat.device).unsqueeze(-1)
-        values = flat.float().view(len(flat), len(mean), -1)  # (t*h*w, C, tps*ps*ps): the only float copy
-        return values.div_(255).sub_(mean).div_(std).flatten(1), grid
+    def patches(self, frames: torch.Tensor, still: bool = False) -> tuple[torch.Tensor, tuple]:
+        """`patchify`, and each channel brought to about zero mean and unit spread: float32 (t*h*w, D).
+
+        With `still` each frame is a picture, which is shown tps times (section 2.1).
+        """
+        tps, device = self.temporal_patch_size, frames.device
+        flat, grid = patchify(frames, self.patch_size, 1 if still else tps, self.merge_size)
+        mean, std = torch.tensor([self.image_mean, self.image_std], device=device).view(2, -1, 1, 1)
+        flat = flat.view(len(flat), len(mean), 1, -1).expand(-1, -1, tps if still else 1, -1)
+        values = fresh(flat.shape, device)
+        for few, made in zip(flat.split(256), values.split(256), strict=True):  # they stay in the cache
+            made.copy_(few).div_(255).sub_(mean).div_(std)
+        return values.flatten(1), grid
 
     def __call__(self, images: Any, **options: Any) -> "BatchFeature":
         """Sources or message items, one or a list, to pixel_values (P, D) and image_grid_thw (n, 3)."""
@@ -136,11 +134,10 @@ class Qwen2VLImageProcessor:
         done = {}  # place -> patches (h*w, D) and grid
         for (_, size), group in groups.items():
             frames = self.resize([picture for _, picture in group], *size)  # (n, C, H, W)
-            # A picture is one frame shown tps times (section 2.1): n pictures are a clip of n*tps frames.
-            patches, (_, h, w) = self.patches(frames.repeat_interleave(self.temporal_patch_size, dim=0))
+            patches, (_, h, w) = self.patches(frames, still=True)
             done |= {i: (part, (1, h, w)) for (i, _), part in zip(group, patches.split(h * w), strict=True)}
         parts, grids = zip(*(done[i] for i in range(len(done))), strict=True)
-        return BatchFeature(pixel_values=torch.cat(parts), image_grid_thw=torch.tensor(grids))
+        return BatchFeature(pixel_values=join(parts), image_grid_thw=torch.tensor(grids))
 
 
 class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
@@ -352,7 +349,7 @@ class Qwen2VLProcessor:
             inputs |= self.image_processor(media["image"], **options)
         if media["video"]:
             made = [video_patches(self.image_processor, one, *self.limits, options) for one in media["video"]]
-            inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in made])  # (P, D)
+            inputs["pixel_values_videos"] = join([patches for patches, _ in made])  # (P, D)
             inputs["video_grid_thw"] = torch.tensor([grid for _, grid in made])  # (n, 3)
         grids = {self.image_token_id: "image_grid_thw", self.video_token_id: "video_grid_thw"}
         N = {slot: iter(inputs[grid].prod(-1) // m**2) for slot, grid in grids.items() if grid in inputs}
