@@ -74,9 +74,11 @@ def check(what: str, ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 
 def answered(what: str, holds: bool) -> None:
-    """A claim about the embedded model's answers; other weights answer otherwise: there it's only shown."""
+    """A claim about the embedded model's answers; others answer otherwise, untrained ones at random."""
     if not IS_TINY:
-        print(f"– {what}: {'so' if holds else 'not so'} here; it is checked with the embedded model only")
+        print(
+            f"– {what}: {'so' if holds else 'not so'} here; it needs trained weights, so tiny is held to it"
+        )
         return
     assert holds, f"{what}: does not hold"
     print(f"✓ {what}")

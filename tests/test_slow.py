@@ -5,19 +5,13 @@ through the command line in 1.1 times the memory of its weights, and comes whole
 once.
 """
 
-import json
 import mmap
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hub import LocalHub
-
-import load
-from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 pytestmark = pytest.mark.slow
 
@@ -35,29 +29,6 @@ sys.exit(code)
 """
 
 
-@pytest.fixture(scope="module")
-def checkpoint(official, tmp_path_factory) -> tuple[Path, int]:
-    """The folder, and the bytes of its weights."""
-    folder = tmp_path_factory.mktemp("2b")
-    if shutil.disk_usage(folder).free < 12e9:
-        pytest.skip("less than 12 GB of disk are free")
-    for file in official.glob("*.json"):
-        if not file.name.startswith("config-"):
-            shutil.copy(file, folder / file.name)
-    config = json.loads((official / "config-2b.json").read_text(encoding="utf-8"))
-    with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, p in model.named_parameters():
-        values = torch.empty(p.shape, dtype=torch.bfloat16)
-        std = p[0].numel() ** -0.5 if p.ndim > 1 else 0.1
-        tensors[name] = values.normal_(1.0 if "norm" in name else 0.0, std, generator=generator)
-    load.save_checkpoint(folder, config, tensors, max_shard_size="2GB")
-    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    return folder, sum(tensor.nbytes for tensor in tensors.values())
-
-
 def ask(model: str, env: dict | None = None, **options) -> tuple[subprocess.CompletedProcess, int, int]:
     """The command line in a process of its own, with its memory after import and its peak."""
     picture = ROOT / "examples" / "shapes.png"
@@ -70,8 +41,8 @@ def ask(model: str, env: dict | None = None, **options) -> tuple[subprocess.Comp
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its memory from /proc")
-def test_a_sharded_2b_checkpoint_streams_within_eleven_tenths_of_its_weights(checkpoint):
-    folder, nbytes = checkpoint
+def test_a_sharded_2b_checkpoint_streams_within_eleven_tenths_of_its_weights(checkpoint_2b):
+    folder, nbytes = checkpoint_2b
     done, start, peak = ask(str(folder))
     print(f"{(peak - start) / nbytes:.3f} times the weights")
     assert nbytes == 2 * 2_208_985_600
@@ -80,8 +51,8 @@ def test_a_sharded_2b_checkpoint_streams_within_eleven_tenths_of_its_weights(che
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its memory from /proc")
-def test_it_comes_whole_over_a_hub_that_breaks_off_once(checkpoint, tmp_path):
-    folder, _ = checkpoint
+def test_it_comes_whole_over_a_hub_that_breaks_off_once(checkpoint_2b, tmp_path):
+    folder, _ = checkpoint_2b
     expected = ask(str(folder))[0].stdout
     files, opened = {}, []
     for path in folder.iterdir():
