@@ -516,6 +516,7 @@ def work(
                 break
     bar.close()
     if workers > 1:
+        dist.barrier()  # whoever leaves first would take the meeting point along
         dist.destroy_process_group()
 
 
