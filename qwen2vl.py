@@ -32,7 +32,7 @@ import load
 import stages
 
 VISION_NORM_EPS, VISION_ROPE_THETA = 1e-6, 10_000.0  # in the released code, but not in config.json
-IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2")
+IMPLEMENTATIONS = ("eager", "sdpa", "blocks", "flash_attention_2")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def attention(
         return fast.flash_attention(q, k, v, causal, real).transpose(1, 2).flatten(2), None
     (H, T, d), S = q.shape[1:], k.shape[2]
     causal = causal and visible is None and T > 1  # a single new token sees all before it
+    if implementation == "blocks":
+        return fast.block_attention(q, k, v, causal, visible).transpose(1, 2).flatten(2), None
     # sdpa's own causal mask is for T = S, and on MPS in half precision it leaks the future (pytorch 195910).
     if causal and (implementation == "eager" or T < S or q.device.type == "mps"):
         visible, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
@@ -552,21 +554,25 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name, dtype="auto", device_map="auto", attn_implementation="sdpa", torch_dtype=None, int8=False
+        cls, name, dtype="auto", device_map="auto", attn_implementation="auto", torch_dtype=None, int8=False
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder or a Hub name; "auto" is its own dtype, and one device: CUDA, MPS or CPU.
 
-        int8: the matrices as int8 with a scale for each output (`fast.to_int8`), half of bfloat16's memory.
+        By default attention is sdpa, on a CPU in half precision blocks. int8: matrices by `fast.to_int8`.
         """
         folder = load.find_checkpoint(name)
         config = load.read_config(folder)
         with torch.device("meta"):  # shapes without memory: each tensor gets its storage when it is read
-            model = cls(Qwen2VLConfig.from_dict(config), attn_implementation)
+            model = cls(Qwen2VLConfig.from_dict(config))
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
         size = 1 if int8 else dtype.itemsize  # bytes a parameter
         device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * size)
-        attention(*torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), attn_implementation)  # or fail now
+        auto = "blocks" if device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
+        model.attn_implementation = auto if attn_implementation == "auto" else attn_implementation
+        attention(
+            *torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), model.attn_implementation
+        )  # or fail
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
         for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
             module, _, leaf = path.rpartition(".")
@@ -715,7 +721,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--model", default="tiny", help="tiny (default), a folder, or a name on the Hub")
     add("--device", default="auto", help="auto (default: CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="auto (default: as stored), bfloat16, float16, float32")
-    add("--attn", default="sdpa", choices=IMPLEMENTATIONS, help="attention (default: sdpa)")
+    add("--attn", default="auto", choices=("auto", *IMPLEMENTATIONS), help="attention (default: auto)")
     add("--compile", action="store_true", help="compile the decoder: long answers end sooner")
     add("--int8", action="store_true", help="weights in int8: half of bfloat16's memory, faster, less exact")
     add("--fps", type=float, help="frames a second taken from a video (default: 2)")

@@ -69,7 +69,7 @@ def random_pair(seed: int, tied: bool = False, attn: str = "sdpa"):
     """(ours, reference) with the same random weights, in float32."""
     config = random_config(seed, tied)
     theirs = transformers.Qwen2VLForConditionalGeneration(reference_config(config)).eval()
-    theirs.set_attn_implementation(attn)
+    theirs.set_attn_implementation("eager" if attn == "blocks" else attn)  # blocks: eager, in parts
     generator = torch.Generator().manual_seed(seed)
     for p in theirs.parameters():
         values = torch.randn(p.shape, generator=generator)

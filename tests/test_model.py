@@ -40,7 +40,7 @@ def compare(ours, theirs, inputs, **changes) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "blocks"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_hidden_states_and_logits_equal_the_reference(kind, attn, tied, amount, figure):
     for seed in range(amount(3, 30)):
@@ -50,7 +50,7 @@ def test_hidden_states_and_logits_equal_the_reference(kind, attn, tied, amount, 
         assert figure("hidden states and logits, relative error", found) <= TOLERANCE, f"seed {seed}"
 
 
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "blocks"])
 def test_vision_features_equal_the_reference(attn, amount, figure):
     for seed in range(amount(3, 30)):
         ours, theirs = random_pair(seed, attn=attn)
@@ -214,7 +214,7 @@ def test_features_of_two_pictures_are_the_features_of_each_bit_for_bit():
         assert torch.equal(both, torch.cat(alone))
 
 
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "blocks"])
 def test_a_changed_token_changes_no_logit_before_it(attn):
     ours, _ = random_pair(3, attn=attn)
     inputs = random_inputs(ours.config, "picture", 3)
@@ -329,7 +329,7 @@ def test_eager_sdpa_and_flash_agree_on_a_padded_batch_of_several_pictures(monkey
         with torch.no_grad():
             logits[name] = ours(**inputs).logits[real]
         tokens[name] = ours.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=-1)
-    for name in ("sdpa", "flash_attention_2"):
+    for name in ("sdpa", "blocks", "flash_attention_2"):
         assert error(logits[name], logits["eager"]) <= TOLERANCE
         assert torch.equal(tokens[name], tokens["eager"])
 
@@ -366,7 +366,9 @@ def test_flash_attention_without_cuda_is_one_clear_line():
     with pytest.raises(ValueError, match="flash_attention_2 needs CUDA, float16 or bfloat16; here cpu"):
         ours(torch.tensor([[1, 2]]))
     ours.attn_implementation = "flash"
-    with pytest.raises(ValueError, match="attention 'flash' is none of eager, sdpa, flash_attention_2"):
+    with pytest.raises(
+        ValueError, match="attention 'flash' is none of eager, sdpa, blocks, flash_attention_2"
+    ):
         ours(torch.tensor([[1, 2]]))
 
 
@@ -378,8 +380,22 @@ def test_causal_attention_needs_no_mask_from_its_caller(T, S):
     k, v = torch.randn(2, 2, 2, S, 8, generator=generator)
     visible = torch.tensor([[j <= S - T + i for j in range(S)] for i in range(T)])[None, None]
     expected, _ = qwen2vl.attention(q, k, v, "eager", visible=visible)
-    for name in ("eager", "sdpa"):
+    for name in ("eager", "sdpa", "blocks"):
         assert error(qwen2vl.attention(q, k, v, name, causal=True)[0], expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_blocks_of_any_size_give_the_same_attention(monkeypatch, rows):
+    monkeypatch.setattr(fast, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(fast, "BLOCK_SCORES", 1)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 7, 8, generator=generator)
+    k, v = torch.randn(2, 2, 2, 11, 8, generator=generator)
+    visible = torch.rand(2, 1, 7, 11, generator=generator) < 0.7
+    visible[..., 0] = True
+    for how in ({}, {"causal": True}, {"visible": visible}, {"causal": True, "visible": visible}):
+        expected, _ = qwen2vl.attention(q, k, v, "eager", **how)
+        assert error(qwen2vl.attention(q, k, v, "blocks", **how)[0], expected) <= TOLERANCE
 
 
 def test_labels_with_fewer_logits_are_refused():

@@ -8,7 +8,7 @@ from reference import KINDS, random_inputs, random_pair
 BAR = 1.05
 
 
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "blocks"])
 @torch.no_grad()
 def test_bfloat16_errors_pooled_over_inputs_are_within_the_references(attn, amount, figure):
     squares = {"ours": 0.0, "theirs": 0.0}
