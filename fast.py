@@ -121,7 +121,7 @@ def compiled(function: Callable) -> Callable:
     """`function`, compiled when first called; all layers of a decoder share the outcome."""
     limit = torch._dynamo.config.recompile_limit  # 8; each model, dtype and batch size is a variant
     torch._dynamo.config.recompile_limit = max(limit, 64)
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(function, fullgraph=True, dynamic=False)  # but for what is marked as dynamic
 
 
 class CompiledStep:
