@@ -36,7 +36,7 @@ from PIL import Image
 
 import fast
 import load
-from qwen2vl import KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from qwen2vl import IMPLEMENTATIONS, KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 HERE = Path(__file__).parent
 FAMILY = {
@@ -76,8 +76,10 @@ class Models:
     """
 
     def __init__(self, args: argparse.Namespace, empty: bool = False):
-        self.name, self.attn, self.empty = args.model, args.attn, empty
+        self.name, self.empty = args.model, empty
         self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
+        best = fast.default_attention(self.device, self.dtype)
+        self.attn = best if args.attn == "auto" else args.attn
         if self.name in SHAPES:
             self.config = SHAPES[self.name] | {"torch_dtype": args.dtype}
         else:
@@ -103,8 +105,7 @@ class Models:
                 values = torch.empty(p.shape, device=self.device, dtype=self.dtype)
                 for part in values.view(-1).split(len(block)):  # like the reference's own start
                     torch.mul(block[: len(part)], 0.02, out=part)
-            module, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(module), leaf, torch.nn.Parameter(values, requires_grad=False))
+            place(model, path, values)
         model.tie_weights()
         return model.eval()
 
@@ -113,10 +114,9 @@ class Models:
         with torch.device("meta"):
             model = Qwen2VLForConditionalGeneration(self.ours.config, self.attn)
         for path, p in self.ours.named_parameters():
-            module, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(module), leaf, torch.nn.Parameter(p, requires_grad=False))
-            if leaf == "weight":
-                fast.to_int8(model.get_submodule(module))
+            owner = place(model, path, p)
+            if path.endswith(".weight"):
+                fast.to_int8(owner)
         model.tie_weights()
         return model.eval()
 
@@ -136,7 +136,7 @@ class Models:
         }
         model.load_state_dict(state, strict=not self.ours.config.tie_word_embeddings, assign=True)
         model.tie_weights()
-        model.set_attn_implementation(self.attn)
+        model.set_attn_implementation("sdpa" if self.attn == "blocks" else self.attn)  # blocks are ours alone
         return model.eval()
 
     def of(self, who: str):
@@ -153,9 +153,8 @@ class Stage:
 
     name: str
     runs: dict[str, Callable[[], float | None]]
-    limits: dict[str, tuple[str, float]] = field(
-        default_factory=dict
-    )  # who -> which limit, share of it a second
+    # who -> which of the machine's limits, and how much of it the job takes
+    limits: dict[str, tuple[str, float]] = field(default_factory=dict)
     note: str = ""
     rounds: int = 3
     warm: bool = True  # once before, uncounted
@@ -189,9 +188,19 @@ def vision_flops(config: Qwen2VLConfig, patches: int) -> float:
     return v.depth * layer + 2 * patches * pixels * D + 2 * tokens * merged * (merged + v.hidden_size)
 
 
-def decoder_weights(model: torch.nn.Module) -> list[torch.Tensor]:
-    """What one more token reads: the layers and the head."""
-    return [p for part in (model.model.layers, model.lm_head) for p in part.parameters()]
+def decoder_weights(config: Qwen2VLConfig) -> tuple[int, int]:
+    """How many numbers the matrices of all layers hold, and those of the head."""
+    D, width = config.hidden_size, config.num_key_value_heads * config.head_dim
+    layer = 2 * D * D + 2 * D * width + 3 * D * config.intermediate_size
+    return config.num_hidden_layers * layer, D * config.vocab_size
+
+
+def place(model: torch.nn.Module, path: str, values: torch.Tensor) -> torch.nn.Module:
+    """Make a tensor the parameter of that path; returns the module that has it."""
+    module, _, leaf = path.rpartition(".")
+    owner = model.get_submodule(module)
+    setattr(owner, leaf, torch.nn.Parameter(values, requires_grad=False))
+    return owner
 
 
 def grid_of(patches: int) -> torch.Tensor:
@@ -250,11 +259,9 @@ def prefill_stage(models: Models, tokens: int) -> Stage:
         models.theirs(input_ids=ids, use_cache=True, logits_to_keep=1)
         synchronise(models.device)
 
-    D, L = config.hidden_size, config.num_hidden_layers
-    layer = (
-        D * D * 2 + 2 * D * config.num_key_value_heads * config.head_dim + 3 * D * config.intermediate_size
-    )
-    flops = L * (2 * tokens * layer + 2 * tokens**2 * D) + 2 * D * config.vocab_size
+    layers, head = decoder_weights(config)
+    attention = 2 * config.num_hidden_layers * tokens**2 * config.hidden_size
+    flops = 2 * tokens * layers + attention + 2 * head
     runs = {"ours": ours, REFERENCE: theirs}
     return Stage(
         f"prefill, {tokens:,} tokens", runs, dict.fromkeys(runs, ("matrix products", flops)),
@@ -262,9 +269,7 @@ def prefill_stage(models: Models, tokens: int) -> Stage:
     )  # fmt: skip
 
 
-def decode_stage(
-    models: Models, batch: int, context: int = 300, new: int = 24, compiled: bool = True
-) -> Stage:
+def decode_stage(models: Models, batch: int, context: int = 300, new: int = 24) -> Stage:
     """Seconds from one token to the next, of `new` tokens behind a prompt; the first three don't count."""
     ids = prompt_ids(models, context, batch)
     mask = torch.ones_like(ids)
@@ -303,18 +308,16 @@ def decode_stage(
         models.theirs.generate(ids, attention_mask=mask, streamer=streamer, **how)
         return statistics.median(b - a for a, b in itertools.pairwise(moments[4:]))  # the first is the prompt
 
-    runs = {"ours": functools.partial(ours, False, False), REFERENCE: functools.partial(theirs, False)}
-    runs["ours, int8"] = functools.partial(ours, True, False)
-    if compiled:
-        runs["ours, compiled"] = functools.partial(ours, False, True)
-        runs["ours, int8, compiled"] = functools.partial(ours, True, True)
-        runs[f"{REFERENCE}, static cache, compiled"] = functools.partial(theirs, True)
+    runs = {
+        "ours": functools.partial(ours, False, False),
+        REFERENCE: functools.partial(theirs, False),
+        "ours, int8": functools.partial(ours, True, False),
+        "ours, compiled": functools.partial(ours, False, True),
+        "ours, int8, compiled": functools.partial(ours, True, True),
+        f"{REFERENCE}, static cache, compiled": functools.partial(theirs, True),
+    }
     config = Qwen2VLConfig.from_dict(models.config)
-    weights = config.num_hidden_layers * (
-        2 * config.hidden_size**2
-        + 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
-        + 3 * config.hidden_size * config.intermediate_size
-    ) + config.hidden_size * config.vocab_size  # fmt: skip
+    weights = sum(decoder_weights(config))
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context * batch
     size = models.dtype.itemsize
     limits = {
@@ -491,22 +494,21 @@ def cold_stage() -> Stage:
 
 LOADING = """
 import json, sys, time
+from bench import status
 who, folder, device, dtype = sys.argv[1:]
 if who == "ours":
     from qwen2vl import Qwen2VLForConditionalGeneration
 else:
     from transformers import Qwen2VLForConditionalGeneration
 import torch
-def resident(line):
-    return next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(line))
 if device == "cuda":
     torch.zeros(1, device=device)
-before, start = resident("VmRSS"), time.perf_counter()
+before, start = status("VmRSS"), time.perf_counter()
 options = {"dtype": getattr(torch, dtype), "device_map": device}
 model = Qwen2VLForConditionalGeneration.from_pretrained(folder, **options)
 seconds = time.perf_counter() - start
 weights = sum(p.nbytes for p in model.parameters())
-print(json.dumps({"seconds": seconds, "memory": resident("VmHWM") - before, "weights": weights}))
+print(json.dumps({"seconds": seconds, "memory": status("VmHWM") - before, "weights": weights}))
 """
 
 
@@ -526,7 +528,7 @@ def load_stage(models: Models) -> Stage:
         return told["seconds"]
 
     runs = {who: functools.partial(run, who) for who in ("ours", REFERENCE)}
-    stage = Stage("load, sharded", runs, memory=False, peaks=peaks)
+    stage = Stage("load, sharded", runs, memory=False, peaks=peaks)  # `run` writes its note
     return stage
 
 
@@ -721,7 +723,8 @@ def main() -> None:
     add("--model", default="shape:2b", help="shape:2b (default), shape:7b, tiny, a folder or a Hub name")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    add("--attn", default="sdpa", choices=("eager", "sdpa", "flash_attention_2"))
+    about = "ours: auto (default: the fastest) or one of these; the reference: the same, sdpa if it lacks it"
+    add("--attn", default="auto", choices=("auto", *IMPLEMENTATIONS), help=about)
     add("--full", action="store_true", help="all stages, not the ten minutes' choice of --quick, the default")
     add("--quick", dest="full", action="store_false", help=argparse.SUPPRESS)
     add("--stages", help="only stages whose name starts with one of these, e.g. decode,vision-1024")

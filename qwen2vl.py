@@ -482,7 +482,8 @@ def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Gen
     scores = warp_logits(logits, seen, how)
     if not how.do_sample:
         return scores.argmax(-1)
-    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+    probabilities = scores.softmax(-1).nan_to_num(1.0)  # of a row of NaN any token: `stream` will raise
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
 def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
@@ -568,11 +569,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
         size = 1 if int8 else dtype.itemsize  # bytes a parameter
         device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * size)
-        auto = "blocks" if device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
+        auto = fast.default_attention(device, dtype)
         model.attn_implementation = auto if attn_implementation == "auto" else attn_implementation
-        attention(
-            *torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype), model.attn_implementation
-        )  # or fail
+        probe = torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype)
+        attention(*probe, model.attn_implementation)  # fails, where it can't run, before the weights are read
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
         for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
             module, _, leaf = path.rpartition(".")
@@ -785,8 +785,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.model == "tiny":
             print(TINY, file=sys.stderr)
         processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
-        options = args.dtype, args.device, args.attn, args.int8
-        model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *options)
+        options = args.dtype, args.device, args.attn
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *options, int8=args.int8)
         messages = [] if args.system is None else [{"role": "system", "content": args.system}]
         media = [{"type": kind, "path": path} for kind in ("image", "video") for path in getattr(args, kind)]
         if args.chat:

@@ -18,9 +18,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.library import Library
 from torchvision_inputs import Case, clips, lengths, pictures
 
-OPERATORS = torch.library.Library("torchvision", "DEF")
+OPERATORS = Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
     OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 

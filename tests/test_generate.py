@@ -1,5 +1,6 @@
 """Generation: the reference's tokens and distributions; promises about batches, ends, seeds and state."""
 
+import math
 import random
 
 import pytest
@@ -177,10 +178,12 @@ def test_prompts_that_leave_no_room_and_right_padding_are_errors():
         ours.generate(torch.tensor([[1, 2]]), attention_mask=torch.tensor([[1, 0]]))
 
 
-def test_float16_logits_are_finite_or_an_error_says_so():
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_k": 5, "top_p": 0.5}])
+def test_float16_logits_are_finite_or_an_error_says_so(settings):
     ours, _ = random_pair(9)
     ours = ours.half()
     assert ours(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
-    ours.lm_head.weight.data.fill_(60000)
-    with pytest.raises(ValueError, match="float16 are not finite"):
-        ours.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+    for fill in (60000, math.nan):
+        ours.lm_head.weight.data.fill_(fill)
+        with pytest.raises(ValueError, match="float16 are not finite"):
+            ours.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, **settings)

@@ -151,14 +151,7 @@ def answers(model, processor, questions: list[Question], label: str | None = Non
                 text = (*question.earlier, question.text)[turn]
                 media = [] if talk else content(question.shown)
                 talk.append({"role": "user", "content": [*media, {"type": "text", "text": text}]})
-            inputs = processor.apply_chat_template(
-                talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            ).to(model.device)
-            ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-            texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
-            texts = [
-                text.split("<|im_end|>")[0] for text in texts
-            ]  # skipping special tokens would drop boxes
+            texts = complete(model, processor, talks)
             for talk, text in zip(talks, texts, strict=True):
                 talk.append({"role": "assistant", "content": text})
         said += texts
@@ -255,14 +248,8 @@ def main() -> None:
         compare(processor, args.model, seen)
     if args.json:
         rows = [
-            {
-                "kind": q.kind,
-                "task": q.task,
-                "groups": q.groups,
-                "question": q.text,
-                "answer": q.answer,
-                "said": text,
-            }
+            {"kind": q.kind, "task": q.task, "groups": q.groups}
+            | {"question": q.text, "answer": q.answer, "said": text}
             for q, text in zip(seen.questions, seen.said, strict=True)
         ]
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -266,9 +266,7 @@ class Level:
     words: tuple[str, ...] = tuple(word for word in WORDS if word not in HELD_OUT_WORDS)
     made_up: float = 0.6  # the share of words that are random letters: they can't be known by heart
     letters: tuple[int, int] = (1, 5)
-    box_step: int = (
-        10  # answers give boxes in such steps: a third digit is more than so small a model can see
-    )
+    box_step: int = 10  # answers give boxes in such steps: a third digit is more than this model can see
 
     def canvas(self, rng: random.Random) -> tuple[int, int]:
         """(width, height), the sides' logarithms uniform: small ones are as frequent as large ones."""
@@ -380,13 +378,12 @@ def random_sign(rng: random.Random, level: Level, canvas: tuple[int, int] | None
     sign = _thing(rng, (colour, kind), 0, 0, size, text=text, font=font)
     things = [_place(rng, sign, (width, height), [])]
     for _ in range(rng.choice((0, 0, 1, 2)) * 4):
-        shape = _thing(
-            rng,
+        # In this order: the scenes of a seed stay what they are.
+        pair, size = (
             random_pair(rng, level, background),
-            0,
-            0,
             rng.randint(SMALLEST, max(SMALLEST, min(width, height) // 3)),
         )
+        shape = _thing(rng, pair, 0, 0, size)
         if len(things) < 3 and (placed := _place(rng, shape, (width, height), things)):
             things.append(placed)
     return Scene(width, height, background, _ordered(things))
