@@ -55,6 +55,8 @@ def tokens_of(answer: Callable) -> None:
     plt.show()
     for height, width in SIZES:
         said, true = answer(height, width, 14, 2), shipped_tokens(height, width, 14, 2)
+        if not isinstance(said, int):
+            raise Wrong(f"{said!r} is no `int`: a number of tokens is whole, use //")
         if said != true:
             hint = "that is the number of patches, before the merger" if said == 4 * true else "not so"
             raise Wrong(f"{height} x {width} px gives {true} tokens, yours says {said}: {hint}")
@@ -102,6 +104,9 @@ def grow(answer: Callable) -> None:
     said = [int(token) for token in answer(chain(CIRCLES), [0], 4, 5)]
     if said != [2, 0, 2, 0, 2]:
         raise Wrong(f"a model that never ends has to be stopped after most = 5 tokens; yours: {said}")
+    said = [int(token) for token in answer(chain(ENDS), [3, 4, *prompt], 4, 10)]  # as behind an earlier turn
+    if said != true:
+        raise Wrong(f"with the end token in its prompt, too, the model writes {true}, yours {said}")
 
 
 WRONG = [

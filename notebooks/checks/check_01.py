@@ -207,10 +207,14 @@ def picture_from(answer: Callable) -> None:
         if source is not noisy or apart.max() > 1e-3:
             course.show([right, got.float().clamp(0, 1)], ["what went in", "what you made of the patches"])
         if got.min() < -0.1 or got.max() > 1.1:
-            raise Wrong(f"values run from {got.min():.2f} to {got.max():.2f}: bring them back to 0 … 1")
+            said = f"values run from {got.min():.2f} to {got.max():.2f}"
+            raise Wrong(f"{said}: undo the normalisation (times std, plus mean)")
         if apart.max() > 1e-3:
             share = float((apart.amax(0) > 1e-3).float().mean())
-            raise Wrong(f"{share:.0%} of the pixels differ, by {apart.max():.2f} at most")
+            said = f"{share:.0%} of the pixels differ, by {apart.max():.2f} at most"
+            if torch.allclose(got.float().flatten().sort().values, right.flatten().sort().values, atol=1e-3):
+                said += ": all values are there, in other places; look at the order of the axes"
+            raise Wrong(said)
 
 
 WRONG = [

@@ -155,7 +155,7 @@ def _what_is_wrong(x: Tensor, right: Tensor, got: Tensor, row: int, column: int)
     axis, number = ("row", first) if first < d // 4 else ("column", first - d // 4)
     return (
         f"{where}. Place {bad[0]} should hold {right[bad[0]]:.3f}, yours holds {got[bad[0]]:.3f}. "
-        f"Places {first} and {first + d // 2} make a pair, and the {axis} turns it by frequency {number}"
+        f"Places {first} and {first + d // 2} make a pair, and the {axis} turns it by frequencies[{number}]"
     )
 
 
@@ -177,16 +177,20 @@ def packed(answer: Callable) -> None:
             seen = _who_sees_whom(answer, q, k, v, sizes)
             _draw_visible(same, seen)
             if strangers := int((seen * (1 - same)).sum()):
-                raise Wrong(
+                said = (
                     f"pictures of {sizes} patches: {strangers} pairs from different pictures see each other"
                 )
+                raise Wrong(f"{said} (a score of 0 is no wall, for exp(0) is 1)")
             if missing := int((same * (1 - seen)).sum()):
                 raise Wrong(
                     f"pictures of {sizes} patches: {missing} pairs of one picture don't see each other"
                 )
         if apart > 1e-4:
-            raise Wrong(
+            said = (
                 f"pictures of {sizes} patches: the right ones see each other, but values miss by {apart:.2g}"
+            )
+            raise Wrong(
+                f"{said}. Are scores divided by √{d} (q.shape[-1]), and do a patch's shares add up to 1?"
             )
 
 

@@ -202,7 +202,19 @@ def delta(answer: Callable[[list[tuple], int], int]) -> None:
     plt.show()
     for (what, grids), x, y in zip(cases.items(), found, wanted, strict=True):
         if x != y:
-            raise course.Wrong(f"{what}, grids {grids} in patches: the delta is {y}, yours is {x}")
+            suspects = {
+                "the grids are in patches, m x m of them are a token": [
+                    max(g) - g[0] * g[1] * g[2] for g in grids
+                ],
+                "only rows and columns are merged, not time": [
+                    max(t // m, h // m, w // m) - t // m * (h // m) * (w // m) for t, h, w in grids
+                ],
+                "the sign: more tokens than positions make it negative": [
+                    t * h * w // m**2 - max(t, h // m, w // m) for t, h, w in grids
+                ],
+            }
+            hint = next((f" ({why})" for why, each in suspects.items() if sum(each) == x), "")
+            raise course.Wrong(f"{what}, grids {grids} in patches: the delta is {y}, yours is {x}{hint}")
 
 
 def axis_of(answer: Callable[[list[int]], list[int]]) -> None:

@@ -128,7 +128,10 @@ def attend(q, k, v, tiled=False, seen=None, scale=True):
 def mistake(q, k, v, found):
     """What the numbers give away, or nothing."""
     T, S = q.shape[2], k.shape[2]
+    rows = torch.ones(T, S).tril(S - T).repeat_interleave(q.shape[1] // k.shape[1], 0)
     suspects = {
+        "each head's T queries need the T rows of the mask in order, yours are each repeated":
+            {"seen": rows.view(-1, T, S).repeat(k.shape[1], 1, 1)},
         "query head h should read key-value head h // (H / K): neighbours share; yours are dealt out in turn":
             {"tiled": True},
         "no query may see a later key, yours see all of them": {"seen": torch.ones(T, S)},
@@ -139,6 +142,9 @@ def mistake(q, k, v, found):
     for what, change in suspects.items():
         if torch.allclose(attend(q, k, v, **change), found, atol=1e-4):
             return f": {what}"
+    swapped = attend(q, k, v).unflatten(-1, (q.shape[1], -1)).transpose(1, 2).reshape(found.shape)
+    if torch.allclose(swapped, found, atol=1e-4):
+        return ": heads and tokens are in the wrong order, (B, H, T, d) has to become (B, T, H, d) first"
     return ""
 
 
@@ -177,12 +183,15 @@ def grouped(answer):
             raise Wrong(f"with {sizes} it gives {shape}, wanted is {(B, T, H * d)}")
         right = attention(q, k, v, "eager", causal=True)[0]
         if (apart := float((found - right).abs().max())) > 1e-5 or not found.isfinite().all():
-            if found.isfinite().all():
-                draw_weights(answer)
+            if not found.isfinite().all():
+                raise Wrong(f"with {sizes} it has NaN: does the mask leave a query that may see nothing?")
+            draw_weights(answer)
             raise Wrong(f"with {sizes} it is {apart:.2g} off{mistake(q, k, v, found)}")
         for patch, name in zip(copied, COPIES, strict=True):
             with patch as spy:
-                spy.side_effect = Wrong(f"it calls `{name}` on a tensor: leave k and v as they are")
+                spy.side_effect = Wrong(
+                    f"it calls `{name}` on a tensor: leave k and v as they are, and let the mask broadcast"
+                )
                 answer(q, k, v)
     draw_weights(answer)
 

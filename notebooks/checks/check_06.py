@@ -117,10 +117,12 @@ def compare(found, right, passes, T):
     if found != right:
         places = zip(found, right, strict=False)
         at = next((i for i, (a, b) in enumerate(places) if a != b), min(len(found), len(right)))
-        raise Wrong(
-            f"new token {at} is {found[at : at + 1]}, should be {right[at : at + 1]} "
-            f"(yours has {len(found)} tokens, wanted are {len(right)}): look at positions, cache and end"
-        )
+        if at == len(right):
+            raise Wrong(f"it should have stopped behind {right}, yours goes on: {found}")
+        if at == len(found):
+            raise Wrong(f"it stops behind {found}, but the answer is {right}")
+        said = f"behind {at} right tokens comes {found[at]}, it should be {right[at]}"
+        raise Wrong(f"{said}: look at positions and cache (yours {found}, wanted {right})")
     if sum(passes) != T + len(right) - 1:
         draw_passes(passes, passes_wanted(T, len(right)))
         raise Wrong(
@@ -154,11 +156,17 @@ def min_p(answer):
         case = f"for logits {[round(x, 1) for x in logits.tolist()]} and share {share}"
         if found.shape != right.shape:
             raise Wrong(f"{case} it gives {tuple(found.shape)}, wanted is {tuple(right.shape)}")
+        if found.isnan().any():
+            raise Wrong(f"{case} it is NaN: the likeliest itself has to stay (at least, not more than)")
         if not math.isclose(float(found.sum()), 1, abs_tol=1e-4):
             raise Wrong(f"{case} the probabilities add up to {float(found.sum()):.3f}, not to 1")
         if (found - right).abs().max() > 1e-5:
             draw_cut(p, share, found, right)
             most = float(p.max())
+            if torch.equal(found > 0, right > 0):
+                raise Wrong(
+                    f"{case} the right ones stay, but among themselves they should keep their proportions"
+                )
             raise Wrong(
                 f"{case}: the likeliest has {most:.3f}, so the bar is {share} · {most:.3f} = "
                 f"{share * most:.3f}; {int((right > 0).sum())} stay, yours keeps {int((found > 0).sum())}"

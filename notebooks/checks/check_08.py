@@ -46,7 +46,7 @@ def draw_orders(errors: torch.Tensor, n: int) -> None:
 
 
 STYLES = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "x"), (":", "*")]
-COLOURS = ["#000000", "#d55e00", "#0072b2", "#009e73", "#777777", "#000000", "#d55e00"]
+COLOURS = ["#000000", "#d55e00", "#0072b2", "#009e73", "#777777", "#000000", "#cc79a7"]
 
 
 def draw_curves(stages: list[str], curves: dict[str, list[float]], tolerance: float, title: str) -> None:
@@ -219,6 +219,10 @@ def first_wrong(answer: Callable) -> None:
     broken[0]["decoder"][0, 0] = float("nan")
     _expect("one number of the decoder is NaN", answer(*broken, 1e-5), "decoder")
     broken = case({})
+    broken[1]["merger"] = -broken[1]["merger"].abs() - 0.01
+    broken[0]["merger"] = 1.01 * broken[1]["merger"]
+    _expect("the merger's numbers are all negative, and 1 % off", answer(*broken, 1e-5), "merger")
+    broken = case({})
     broken[0]["tower"] = broken[0]["tower"][:4]
     with contextlib.suppress(RuntimeError):
         _expect("the tower has 4 rows where the reference has 6", answer(*broken, 1e-5), "tower")
@@ -280,4 +284,13 @@ def to_bfloat16(answer: Callable) -> None:
         if len(wrong):
             i = int(wrong[0])
             said = f"{name}: {len(wrong)} of {len(numbers)} are wrong, the first {numbers[i]:.8g}"
-            raise Wrong(f"{said}: it becomes {true[i]:.8g}, yours {got[i]:.8g}")
+            m, e = torch.frexp(numbers)
+            suspects = {
+                "you cut off, without rounding": torch.trunc(m * 256) / 256,
+                "you keep 7 bits": torch.round(m * 128) / 128,
+                "you keep 9 bits": torch.round(m * 512) / 512,
+            }
+            hint = next(
+                (f" ({why})" for why, x in suspects.items() if torch.equal(torch.ldexp(x, e), got)), ""
+            )
+            raise Wrong(f"{said}: it becomes {true[i]:.8g}, yours {got[i]:.8g}{hint}")
