@@ -24,7 +24,9 @@ def picture_of(patches: torch.Tensor, h: int, w: int, side: int, merge: int) -> 
     """Patches (h * w, 3 * 2 * side * side) put together again: (3, H, W) between 0 and 1."""
     x = patches.view(h // merge, w // merge, merge, merge, 3, -1, side, side)[:, :, :, :, :, 0]  # one frame
     x = x.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * side, w * side).float().cpu()
-    return (x - x.min()) / (x.max() - x.min())
+    normal = Qwen2VLImageProcessor()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normal.image_mean, normal.image_std))
+    return (x * std + mean).clamp(0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- exercises
