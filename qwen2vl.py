@@ -704,7 +704,7 @@ EXAMPLES = """examples:
   python qwen2vl.py --image a.jpg --image b.jpg --prompt "What differs?" --model Qwen/Qwen2-VL-2B-Instruct
   python qwen2vl.py --video clip.mp4 --fps 1 --prompt "What happens?" --model /models/Qwen2-VL-7B-Instruct
   python qwen2vl.py --chat"""
-TINY = """model: tiny, embedded here; it knows drawn shapes, their colours and places, and nothing else.
+TINY = """model: tiny, embedded here; it knows drawn shapes and words, in pictures and clips, nothing else.
 For real pictures: --model Qwen/Qwen2-VL-2B-Instruct (downloads 4.4 GB), or a folder that holds it."""
 
 

@@ -36,7 +36,7 @@ def test_the_examples_are_described_rightly_and_nothing_else_is_on_stdout(capsys
 @pytest.mark.parametrize(
     ("name", "question", "answer"),
     [
-        ("shapes.png", "Where is the red circle?", "At the left."),
+        ("shapes.png", "What is left of the blue star?", "The red circle."),
         ("shapes.png", "What colour is the star?", "Blue."),
         ("shapes.png", "What shape is the blue object?", "A star."),
         ("shapes.png", "How many objects do you see?", "Two."),

@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-from dataclasses import replace
 
 import av
 import numpy as np
@@ -33,15 +32,6 @@ from tiny.world import (
 
 FOLDER = train.Path(train.__file__).parent / "checkpoint"
 SINGLE = evaluate.LEVELS["picture"]
-FIRST_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
-FIRST_SHAPES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "cross",
-    "ring",
-)  # of the checkpoint in tiny/checkpoint
 KINDS_AND_TASKS = [(kind, task) for kind, tasks in TASKS.items() for task in tasks]
 
 
@@ -453,8 +443,7 @@ def test_a_short_training_stays_with_single_objects():
 
 def test_a_fresh_checkpoint_folder_is_read_by_both(tmp_path):
     train.write_blank_checkpoint(tmp_path)
-    blank, trained = (Qwen2VLConfig.from_pretrained(name) for name in (str(tmp_path), "tiny"))
-    assert blank.vision_config == trained.vision_config and blank.mrope_section == trained.mrope_section
+    assert Qwen2VLConfig.from_pretrained(str(tmp_path)) == Qwen2VLConfig.from_pretrained("tiny")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ours = Qwen2VLProcessor.from_pretrained(str(tmp_path))
     text = "<|im_start|>user\nA red circle, 12 crosses: naïve 雪 <|box_start|>(1,2)<|box_end|><|im_end|>\n"
@@ -466,17 +455,12 @@ def test_a_fresh_checkpoint_folder_is_read_by_both(tmp_path):
 
 
 def test_the_embedded_model_sees(tiny):
-    """A sample of what tiny/README.md states of the first world; blind, the same model does much worse."""
-    first = [(colour, shape) for colour in FIRST_COLOURS for shape in FIRST_SHAPES]
-    level = replace(SINGLE, objects=(1, 2), sides=(56, 168), pairs=tuple(first))
-    tasks = ("describe", "colour", "shape")
-    questions = [
-        evaluate.fresh_question("picture", task, i, "sample", level) for task in tasks for i in range(40)
-    ]
-    questions = [q for q in questions if not q.shown.background.noise and not q.shown.background.second]
+    """A sample of what tiny/README.md states; blind, the same model does much worse."""
+    questions = evaluate.fresh_questions(12, seed="sample", kinds=["picture", "pictures", "video"])
     seen, blind = (evaluate.run(*tiny, some) for some in (questions, evaluate.blinded(questions)))
-    assert sum(seen.share(task) for task in tasks) / len(tasks) >= 0.7
-    assert blind.share("describe") <= 0.1
+    right = {task: seen.share(task) for kind in ("picture", "pictures", "video") for task in TASKS[kind]}
+    assert sum(right.values()) / len(right) >= 0.75, right
+    assert blind.share("describe") == 0 < 0.5 <= right["describe"]
 
 
 def test_scores_are_letters_and_boxes():
@@ -533,3 +517,16 @@ def test_the_gallery_shows_at_least_twenty_pictures_drawn_otherwise():
     pictures = [draw() for _, draw, _, _ in gallery.GALLERY]
     assert len(pictures) >= 20 and all(picture.mode == "RGB" for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_the_answers_on_the_contact_sheet_are_those_of_this_checkpoint():
+    """answers.json holds what the model said, right or wrong; true answers stand in tiny/examples.py."""
+    stated = json.loads((examples.FOLDER / "answers.json").read_text(encoding="utf-8"))
+    said = evaluate.ask_all("tiny", [examples.message(example) for example in examples.EXAMPLES])
+    assert [row["said"] for row in stated] == said
+    right = [
+        evaluate.judge(row.answer, text) >= 0.5 for row, text in zip(examples.EXAMPLES, said, strict=True)
+    ]
+    assert sum(right) >= 0.8 * len(right)
+    with Image.open(examples.FOLDER / "contact_sheet.png") as sheet:
+        assert min(sheet.size) > 600
