@@ -504,8 +504,9 @@ import torch
 if device == "cuda":
     torch.zeros(1, device=device)
 before, start = status("VmRSS"), time.perf_counter()
-options = {"dtype": getattr(torch, dtype), "device_map": device}
-model = Qwen2VLForConditionalGeneration.from_pretrained(folder, **options)
+options = {"device_map": device} if who == "ours" else {}  # the reference's needs another package
+model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+model.to(device)
 seconds = time.perf_counter() - start
 weights = sum(p.nbytes for p in model.parameters())
 print(json.dumps({"seconds": seconds, "memory": status("VmHWM") - before, "weights": weights}))

@@ -390,7 +390,8 @@ class Qwen2VLModel(nn.Module):
     def __init__(self, config: Qwen2VLConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.randn(config.vocab_size, config.hidden_size)  # nn.Embedding's own imports a compiler
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -478,12 +479,11 @@ class Sampling:
 
 
 def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,)."""
+    """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,); from NaN any."""
     scores = warp_logits(logits, seen, how)
     if not how.do_sample:
         return scores.argmax(-1)
-    probabilities = scores.softmax(-1).nan_to_num(1.0)  # of a row of NaN any token: `stream` will raise
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    return torch.multinomial(scores.softmax(-1).nan_to_num(1.0), 1, generator=generator)[:, 0]
 
 
 def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:

@@ -56,6 +56,18 @@ def test_a_process_of_its_own_streams_the_same_answer():
     assert done.stderr.startswith("model: tiny")
 
 
+def test_loading_imports_no_compiler():
+    """That would take a second; nor `transformers`."""
+    code = (
+        "import sys; import processor, qwen2vl; "
+        "qwen2vl.Qwen2VLForConditionalGeneration.from_pretrained('tiny'); "
+        "processor.Qwen2VLProcessor.from_pretrained('tiny'); "
+        "print({'torch._dynamo', 'transformers', 'av'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES.parent)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_the_answer_is_printed_token_by_token(monkeypatch):
     written = []
     monkeypatch.setattr(sys.stdout, "write", lambda text: written.append(text) or len(text))
