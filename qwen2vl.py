@@ -648,8 +648,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             position_ids, rope_deltas = self.get_rope_index(input_ids, *grids, attention_mask)
         hidden_states, attentions = [] if output_hidden_states else None, [] if output_attentions else None
         how = attention_mask, past_key_values, self.attn_implementation
-        x = self.model(inputs_embeds, position_ids, *how, hidden_states, attentions)
-        logits = self.lm_head(x[:, -logits_to_keep:])  # [-0:] is all of them
+        x = self.model(inputs_embeds, position_ids, *how, hidden_states, attentions)[:, -logits_to_keep:]
+        logits = self.lm_head(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # a slice of 3 axes copies weights
         loss = None
         if labels is not None:  # position i - 1 predicts token i
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
