@@ -18,10 +18,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.library import Library
+from torch import library
 from torchvision_inputs import Case, clips, lengths, pictures
 
-OPERATORS = Library("torchvision", "DEF")
+OPERATORS = library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
     OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 

@@ -7,6 +7,7 @@ import torch
 from course import Wrong
 from PIL import Image
 
+from checks.check_01 import picture_of  # noqa: F401 (the notebook takes it from here)
 from processor import Qwen2VLImageProcessor
 
 # ----------------------------------------------------------------------------------------------------- plots
@@ -18,15 +19,6 @@ def box(axes: plt.Axes, x: float, y: float, name: str, shape: object, end=None, 
     axes.text(x, y, f"{name}\n{shape}", ha="center", va="center", fontsize=9, bbox=frame, zorder=3)
     if end:
         axes.annotate("", end, (x, y - 0.35), arrowprops={"arrowstyle": "-|>", "color": "black"})
-
-
-def picture_of(patches: torch.Tensor, h: int, w: int, side: int, merge: int) -> torch.Tensor:
-    """Patches (h * w, 3 * 2 * side * side) put together again: (3, H, W) between 0 and 1."""
-    x = patches.view(h // merge, w // merge, merge, merge, 3, -1, side, side)[:, :, :, :, :, 0]  # one frame
-    x = x.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * side, w * side).float().cpu()
-    normal = Qwen2VLImageProcessor()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normal.image_mean, normal.image_std))
-    return (x * std + mean).clamp(0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- exercises
