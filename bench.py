@@ -111,9 +111,10 @@ class Models:
 
     @functools.cached_property
     def int8(self) -> Qwen2VLForConditionalGeneration:
+        ours = self.ours
         with torch.device("meta"):
-            model = Qwen2VLForConditionalGeneration(self.ours.config, self.attn)
-        for path, p in self.ours.named_parameters():
+            model = Qwen2VLForConditionalGeneration(ours.config, self.attn)
+        for path, p in ours.named_parameters():
             owner = place(model, path, p)
             if path.endswith(".weight"):
                 fast.to_int8(owner)

@@ -32,10 +32,13 @@ def compiled_row(x: Tensor) -> bool:
 def row_product(x: Tensor, weight: Tensor) -> Tensor:
     """A single row (D,) times a matrix (out, D), summed in float32: (out,). For the compiler to fuse.
 
-    A CPU core adds faster than one sum after the other lets it: it gets four parts of the matrix at a time.
+    A CPU core adds faster than one sum after the other lets it: it gets two parts of the matrix at a time. And
+    the compiler sums more than 4,096 terms in a careful, slow way: a long row is summed in pieces.
     """
-    parts = weight.chunk(1 if x.is_cuda else 4)
-    return torch.cat([(x.float() * part.float()).sum(-1) for part in parts])
+    pieces = next(n for n in itertools.count(1) if len(x) % n == 0 and len(x) <= 4096 * n)
+    x, weight = x.float().view(pieces, -1), weight.unflatten(1, (pieces, -1))
+    parts = weight.chunk(1 if x.is_cuda else 2)
+    return torch.cat([(x * part.float()).sum(-1).sum(-1) for part in parts])
 
 
 class RowLinear(nn.Linear):
@@ -131,14 +134,10 @@ class CompiledStep:
     """
 
     def __init__(self, model: nn.Module, cache, attention_mask: Tensor | None, rope_deltas: Tensor):
-        how = model.attn_implementation
-        how = "sdpa" if how == "blocks" else how  # a single query makes no blocks
-        if how not in ("sdpa", "eager"):
-            raise ValueError(f"compile takes no {how}, which has no fixed shapes, but sdpa, eager or blocks")
         for module in (*model.model.layers.modules(), model.lm_head):
             if type(module) is nn.Linear:
                 module.__class__ = RowLinear
-        self.model, self.cache, self.deltas, self.implementation = model, cache, rope_deltas, how
+        self.model, self.cache, self.deltas = model, cache, rope_deltas
         self.column = rope_deltas.new_tensor([cache.length])  # where the next token goes
         self.columns = torch.arange(cache.capacity, device=rope_deltas.device)
         shape = len(rope_deltas), cache.capacity
@@ -171,7 +170,7 @@ class CompiledStep:
         cos, sin = decoder.rotary_table((self.column + self.deltas).expand(3, -1, -1), x.dtype)
         visible = ((self.columns <= self.column) & self.real)[:, None, None]  # (B, 1, 1, capacity)
         torch._dynamo.mark_dynamic(visible, 3)
-        how = {"implementation": self.implementation, "visible": visible}
+        how = {"implementation": "blocks", "visible": visible}
         for layer, slot in zip(decoder.layers, self.slots, strict=True):
             x, _ = compiled(type(layer).forward)(layer, x, cos, sin, slot, **how)
         return compiled(head_logits)(decoder.norm, self.model.lm_head, x)
@@ -216,6 +215,8 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tens
     when the next one comes: memory grows with T + S. In bfloat16 on a CPU twice as fast as PyTorch's own.
     """
     (B, H, T, d), (K, S) = q.shape, k.shape[1:3]
+    if T == 1 and torch.compiler.is_compiling():
+        return query_attention(q, k, v, visible)
     shared, out = H // K, torch.empty_like(q)
     step = max(1, max(BLOCK_ROWS, BLOCK_SCORES // S) // shared)  # queries of each head
     for b, j, i in itertools.product(range(B), range(K), range(0, T, step)):
@@ -232,6 +233,14 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tens
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype).flatten(0, 1)
         out[b, heads, asked] = (weights @ v[b, j, :end]).view(shared, n, d)
     return out
+
+
+def query_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Attention of a single query (B, H, 1, d), as multiply-and-sum in float32 for the compiler to fuse."""
+    groups = q.float().unflatten(1, (k.shape[1], -1))  # (B, K, H/K, 1, d)
+    scores = (groups * k.float().unsqueeze(2)).sum(-1) / math.sqrt(q.shape[-1])  # (B, K, H/K, S)
+    weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
+    return (weights.unsqueeze(-1) * v.float().unsqueeze(2)).sum(-2).view_as(q).to(v.dtype)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, real: Tensor | None) -> Tensor:
