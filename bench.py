@@ -8,11 +8,12 @@
 Shapes get random weights, which cost the same time as trained ones; both models share their storage. Every
 stage is run by all contestants in turn, after one run that isn't counted. The table shows medians, with the
 least and the most in brackets; how many times faster than the reference's fastest setting that is; its share
-of the machine's limit, which is measured first (read bandwidth for decoding, the rate of matrix products
-for the rest); and the memory that the stage takes at its peak, weights aside, in a process of its own.
+of the machine's limit, which is measured between the runs (read bandwidth for decoding, the rate of matrix
+products for the rest); and the memory that it takes at its peak, weights aside, in a process of its own.
 """
 
 import argparse
+import atexit
 import functools
 import itertools
 import json
@@ -78,8 +79,7 @@ class Models:
     def __init__(self, args: argparse.Namespace, empty: bool = False):
         self.name, self.empty = args.model, empty
         self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
-        best = fast.default_attention(self.device, self.dtype)
-        self.attn = best if args.attn == "auto" else args.attn
+        self.attn = fast.pick_attention(args.attn, self.device, self.dtype)
         if self.name in SHAPES:
             self.config = SHAPES[self.name] | {"torch_dtype": args.dtype}
         else:
@@ -429,10 +429,17 @@ def write_clip(file: Path, seconds: int, rate: int = 4) -> None:
 
 
 @functools.cache
+def scratch() -> Path:
+    """A folder for files that are gone when the program ends."""
+    folder = tempfile.TemporaryDirectory(prefix="bench")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@functools.cache
 def clip(seconds: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="bench"))
-    write_clip(folder / "clip.mp4", seconds)
-    return folder / "clip.mp4"
+    write_clip(scratch() / f"{seconds}.mp4", seconds)
+    return scratch() / f"{seconds}.mp4"
 
 
 def clip_stage(seconds: int, fps: float, theirs: bool = True) -> Stage:
@@ -497,7 +504,7 @@ LOADING = """
 import json, sys, time
 from bench import status
 who, folder, device, dtype = sys.argv[1:]
-if who == "ours":
+if who.startswith("ours"):
     from qwen2vl import Qwen2VLForConditionalGeneration
 else:
     from transformers import Qwen2VLForConditionalGeneration
@@ -505,31 +512,45 @@ import torch
 if device == "cuda":
     torch.zeros(1, device=device)
 before, start = status("VmRSS"), time.perf_counter()
-options = {"device_map": device} if who == "ours" else {}  # the reference's needs another package
+options = {"device_map": device} if who.startswith("ours") else {}  # the reference's needs another package
 model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
 model.to(device)
+if "touched" in who:
+    for p in model.parameters():
+        p.detach().view(-1)[::1024].sum().item()  # something of every page
 seconds = time.perf_counter() - start
 weights = sum(p.nbytes for p in model.parameters())
 print(json.dumps({"seconds": seconds, "memory": status("VmHWM") - before, "weights": weights}))
 """
 
 
-def load_stage(models: Models) -> Stage:
-    """`from_pretrained` of a sharded checkpoint whose files the system has in its cache."""
-    folder = Path(tempfile.mkdtemp(prefix="bench"))
-    config = models.ours.config.to_dict() | {"torch_dtype": str(models.dtype).removeprefix("torch.")}
+@functools.cache
+def checkpoint(models: Models) -> tuple[Path, str]:
+    """A sharded checkpoint of the models' weights, and its dtype."""
+    folder, dtype = scratch() / "checkpoint", str(models.dtype).removeprefix("torch.")
+    config = models.ours.config.to_dict() | {"torch_dtype": dtype}
     load.save_checkpoint(folder, config, dict(models.ours.named_parameters()), max_shard_size="2GB")
+    return folder, dtype
+
+
+def load_stage(models: Models) -> Stage:
+    """`from_pretrained` of a sharded checkpoint whose files the system has in its cache.
+
+    On a CPU both map the files and read what is touched, later; so it is timed with that and without.
+    """
+    folder, dtype = checkpoint(models)
     peaks: dict[str, list[int]] = {}
 
     def run(who: str) -> float:
-        command = [sys.executable, "-c", LOADING, who, str(folder), str(models.device), config["torch_dtype"]]
+        command = [sys.executable, "-c", LOADING, who, str(folder), str(models.device), dtype]
         told = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout
         told = json.loads(told.splitlines()[-1])
         peaks.setdefault(who, []).append(told["memory"])
         stage.note = f"weights {told['weights'] / 1e9:.2f} GB; memory is all that came after the import"
         return told["seconds"]
 
-    runs = {who: functools.partial(run, who) for who in ("ours", REFERENCE)}
+    names = [who + touched for touched in ("", ", every page touched") for who in ("ours", REFERENCE)]
+    runs = {who: functools.partial(run, who) for who in names}
     stage = Stage("load, sharded", runs, memory=False, peaks=peaks)  # `run` writes its note
     return stage
 
@@ -537,23 +558,38 @@ def load_stage(models: Models) -> Stage:
 # ------------------------------------------------------------------------------------ measuring and reporting
 
 
-def machine_limits(models: Models) -> dict[str, float]:
-    """Bytes a second that can be read, and floating-point operations a second of matrix products."""
-    device, dtype = models.device, models.dtype
-    long = torch.ones(2**28 if device.type == "cpu" else 2**31, device=device)
-    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((4096, 4096), (4096, 8192)))
+class Limits:
+    """What the machine can do, measured again and again: other users of it come and go."""
 
-    def best(run: Callable) -> float:
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            run()
-            synchronise(device)
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def __init__(self, models: Models):
+        device = models.device
+        long = torch.ones(2**28 if device.type == "cpu" else 2**31, device=device)
+        a, b = (torch.randn(shape, device=device).to(models.dtype) for shape in ((4096, 4096), (4096, 8192)))
+        flops = 2 * len(a) * b.numel()
+        self.device = device
+        self.jobs = {"read bandwidth": (long.sum, long.nbytes), "matrix products": (lambda: a @ b, flops)}
+        self.rates: dict[str, list[float]] = {name: [] for name in self.jobs}
+        for name in [*self.jobs] * 3:
+            self.measure(name)
 
-    flops = 2 * len(a) * b.numel()
-    return {"read bandwidth": long.nbytes / best(long.sum), "matrix products": flops / best(lambda: a @ b)}
+    def measure(self, name: str) -> float:
+        """Bytes a second that can be read, or floating-point operations a second of matrix products."""
+        job, amount = self.jobs[name]
+        start = time.perf_counter()
+        job()
+        synchronise(self.device)
+        self.rates[name].append(amount / (time.perf_counter() - start))
+        return self.rates[name][-1]
+
+    def __str__(self) -> str:
+        (low, read, high), (least, multiply, most) = (
+            (min(rates) / 1e9, statistics.median(rates) / 1e9, max(rates) / 1e9)
+            for rates in self.rates.values()
+        )
+        return (
+            f"reads {read:.1f} GB/s ({low:.1f} to {high:.1f}) "
+            f"and multiplies at {multiply:,.0f} GFLOP/s ({least:,.0f} to {most:,.0f})"
+        )
 
 
 def all_stages(models: Models, full: bool) -> dict[str, Callable[[], Stage]]:
@@ -567,7 +603,7 @@ def all_stages(models: Models, full: bool) -> dict[str, Callable[[], Stage]]:
         "vision-1024": lambda: vision_stage(models, 1024),
         "vision-4096": lambda: vision_stage(models, 4096),
         "prefill-300": lambda: prefill_stage(models, 300),
-        "decode-1": lambda: decode_stage(models, 1),
+        "decode-1-300": lambda: decode_stage(models, 1),
     }
     more = {
         "preprocess-4k": lambda: picture_stage("4K picture", 3840, 2160, official),
@@ -576,7 +612,7 @@ def all_stages(models: Models, full: bool) -> dict[str, Callable[[], Stage]]:
         "vision-16384": lambda: vision_stage(models, 16384),
         "vision-65536": lambda: vision_stage(models, 65536),
         "prefill-4000": lambda: prefill_stage(models, 4000),
-        "decode-8": lambda: decode_stage(models, 8),
+        "decode-8-300": lambda: decode_stage(models, 8),
         "decode-1-1000": lambda: decode_stage(models, 1, 1000),
         "decode-1-4000": lambda: decode_stage(models, 1, 4000),
         "mixed": lambda: mixed_stage(models),
@@ -584,12 +620,20 @@ def all_stages(models: Models, full: bool) -> dict[str, Callable[[], Stage]]:
     return some | more if full else some
 
 
-def measure(stage: Stage, limits: dict[str, float]) -> list[Result]:
+def kind(who: str) -> tuple[bool, ...]:
+    """Contestants of one kind do the same job."""
+    return "Fast" in who, "touched" in who
+
+
+def measure(stage: Stage, limits: Limits) -> list[Result]:
     """Every contestant once uncounted, then `rounds` times in turn, each round from another one on."""
     times: dict[str, list[float]] = {who: [] for who in stage.runs}
+    rates: dict[str, list[float]] = {limit: [] for limit, _ in stage.limits.values()}
     order = list(stage.runs)
     for i in range(-1 if stage.warm else 0, stage.rounds):
         for who in order[i % len(order) :] + order[: i % len(order)]:
+            for limit, found in rates.items():
+                found.append(limits.measure(limit))
             start = time.perf_counter()
             with torch.no_grad():
                 told = stage.runs[who]()
@@ -599,13 +643,11 @@ def measure(stage: Stage, limits: dict[str, float]) -> list[Result]:
     medians = {who: statistics.median(seconds) for who, seconds in times.items()}
     results = []
     for who, seconds in times.items():
-        rivals = [
-            other for other in medians if other.startswith(REFERENCE) and ("Fast" in other) == ("Fast" in who)
-        ]
+        rivals = [other for other in medians if other.startswith(REFERENCE) and kind(other) == kind(who)]
         limit, share = None, None
         if who in stage.limits:
             limit, amount = stage.limits[who]
-            share = amount / medians[who] / limits[limit]
+            share = amount / medians[who] / statistics.median(rates[limit])
         results.append(
             Result(
                 stage.name, who, medians[who], min(seconds), max(seconds),
@@ -729,7 +771,7 @@ def main() -> None:
     add("--attn", default="auto", choices=("auto", *IMPLEMENTATIONS), help=about)
     add("--full", action="store_true", help="all stages, not the ten minutes' choice of --quick, the default")
     add("--quick", dest="full", action="store_false", help=argparse.SUPPRESS)
-    add("--stages", help="only stages whose name starts with one of these, e.g. decode,vision-1024")
+    add("--stages", help="only stages whose name starts with one of these, e.g. decode-1-300,vision")
     add("--json", type=Path, metavar="OUT", help="write every figure there")
     add("--plot", type=Path, metavar="FOLDER", help="draw bench.png there")
     add("--no-memory", action="store_true", help="leave out the peak memory, which takes a process each")
@@ -738,10 +780,8 @@ def main() -> None:
     if args.alone:
         return run_alone(args, *args.alone)
     models = Models(args)
-    limits, results = machine_limits(models), []
-    bandwidth, rate = limits["read bandwidth"] / 1e9, limits["matrix products"] / 1e9
-    rates = f"reads {bandwidth:.1f} GB/s and multiplies at {rate:,.0f} GFLOP/s"
-    print(f"{args.model} on {machine(models)}; {rates}", file=sys.stderr)
+    limits, results = Limits(models), []
+    print(f"{args.model} on {machine(models)}; {limits}", file=sys.stderr)
     stages = all_stages(models, args.full or bool(args.stages))
     if args.stages:
         stages = {key: make for key, make in stages.items() if key.startswith(tuple(args.stages.split(",")))}
@@ -753,12 +793,12 @@ def main() -> None:
                 result.memory = peak_alone(args, key, result.who)
         print(table(found).split("\n", 2)[2], file=sys.stderr, flush=True)
         results += found
-    print(f"`python {' '.join(sys.argv)}` on {machine(models)}, which {rates}:\n\n{table(results)}")
+    print(f"`python {' '.join(sys.argv)}` on {machine(models)}, which {limits}:\n\n{table(results)}")
     if any("int8" in r.who for r in results):
         print(f"\n{errors_of_int8(models)}")
     if args.json:
         args.json.write_text(
-            json.dumps({"limits": limits, "results": [asdict(r) for r in results]}, indent=1)
+            json.dumps({"limits": limits.rates, "results": [asdict(r) for r in results]}, indent=1)
         )
     if args.plot:
         plot(results, args.plot)

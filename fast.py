@@ -32,8 +32,8 @@ def compiled_row(x: Tensor) -> bool:
 def row_product(x: Tensor, weight: Tensor) -> Tensor:
     """A single row (D,) times a matrix (out, D), summed in float32: (out,). For the compiler to fuse.
 
-    A CPU core adds faster than one sum after the other lets it: it gets two parts of the matrix at a time. And
-    the compiler sums more than 4,096 terms in a careful, slow way: a long row is summed in pieces.
+    A CPU core adds faster than one sum after the other lets it: it gets two parts of the matrix at a time.
+    And the compiler sums more than 4,096 terms in a careful, slow way: a long row is summed in pieces.
     """
     pieces = next(n for n in itertools.count(1) if len(x) % n == 0 and len(x) <= 4096 * n)
     x, weight = x.float().view(pieces, -1), weight.unflatten(1, (pieces, -1))
@@ -203,9 +203,10 @@ class Notice:
         return self.flags.tolist()
 
 
-def default_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """The attention that runs everywhere and is the fastest of those that do."""
-    return "blocks" if device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
+def pick_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention asked for; "auto" is the fastest of those that run everywhere."""
+    auto = "blocks" if device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
+    return auto if name == "auto" else name
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ A folder has the official layout: JSON files, and model.safetensors or its shard
 here knows the model: the caller names the tensors it expects and gets exactly those, plain, or an error.
 """
 
+import functools
 import json
 import os
 import re
@@ -173,7 +174,7 @@ def read_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each expected tensor (name → shape) once, on `device` in `dtype`; skip `ignored` names.
 
-    A ValueError lists every misfit before any data is read. Takes the memory of the weights and one tensor.
+    A ValueError lists every misfit before any data is read. A tensor that needs no copy stays in its file.
     """
     headers = {name: header for name, header in _headers(folder).items() if name not in ignored}
     found = {name: shape for name, (_, shape, _) in headers.items()}
@@ -185,9 +186,9 @@ def read_weights(
     if problems:
         lines = [f"{len(problems)} tensors in {folder} don't fit the config (20 are listed at most):"]
         raise ValueError("\n  ".join(lines + problems[:20]))
+    opened = functools.lru_cache(1)(safe_open)  # the next closes it; what is mapped is read where touched
     for name, (file, _, _) in tqdm(headers.items(), desc="weights", delay=2):  # seen after two seconds
-        with safe_open(file, framework="pt") as weights:  # re-opened: closing frees the pages it mapped
-            yield name, weights.get_tensor(name).to(device, dtype, copy=True)
+        yield name, opened(file, framework="pt").get_tensor(name).to(device, dtype)
 
 
 def save_checkpoint(

@@ -390,7 +390,7 @@ class Qwen2VLModel(nn.Module):
     def __init__(self, config: Qwen2VLConfig):
         super().__init__()
         self.config = config
-        table = torch.randn(config.vocab_size, config.hidden_size)  # nn.Embedding's own imports a compiler
+        table = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)  # normal_ imports Dynamo
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -569,8 +569,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
         size = 1 if int8 else dtype.itemsize  # bytes a parameter
         device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * size)
-        auto = fast.default_attention(device, dtype)
-        model.attn_implementation = auto if attn_implementation == "auto" else attn_implementation
+        model.attn_implementation = fast.pick_attention(attn_implementation, device, dtype)
         probe = torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype)
         attention(*probe, model.attn_implementation)  # fails, where it can't run, before the weights are read
         tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())

@@ -79,12 +79,15 @@ def test_compiled_streams_taken_in_turns_do_not_see_each_other():
     ]
 
 
-def test_what_has_no_fixed_shapes_is_not_compiled():
-    ours, _ = random_pair(9)
-    ours.attn_implementation = "flash_attention_2"
-    cache = KVCache(ours.config, 1, 4)
-    with pytest.raises(ValueError, match="compile takes no flash_attention_2"):
-        fast.CompiledStep(ours, cache, None, torch.zeros(1, 1, dtype=torch.long))
+@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (7, 9000), (2, 4099)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_compiled_row_times_a_matrix_is_their_product(rows, columns, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((columns,), (rows, columns))
+    )
+    product = torch.compile(fast.row_product, dynamic=False)(x, weight)
+    assert error(product.double()[None], (weight.double() @ x.double())[None]) <= 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -537,18 +537,37 @@ def peak():
 shapes = {f"w{i}": (2**21,) for i in range(24)}
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-kept = dict(load.read_weights(Path(sys.argv[1]), shapes, "cpu", torch.float32))
+kept = dict(load.read_weights(Path(sys.argv[1]), shapes, torch.device("cpu"), getattr(torch, sys.argv[2])))
 print(peak() - before)
+print(sum(float(t.sum()) for t in kept.values()), peak() - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is Linux's to tell")
-def test_reading_takes_the_memory_of_the_weights_and_about_one_tensor(tmp_path):
-    load.save_checkpoint(tmp_path, FLAT, {f"w{i}": torch.ones(2**21) for i in range(24)})
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+@pytest.mark.parametrize(
+    ("dtype", "loaded", "used"),
+    [
+        ("float32", (0, 8), (192, 200)),  # MiB: 24 tensors of 8, which stay in the files until they are used
+        ("bfloat16", (96, 160), (96, 160)),  # copies of 4, one file of 48 at a time, and 16 for the rest
+    ],
+)
+def test_reading_takes_no_memory_or_that_of_the_copies_and_a_file(tmp_path, dtype, loaded, used):
+    weights = {f"w{i}": torch.ones(2**21) for i in range(24)}
+    load.save_checkpoint(tmp_path, FLAT, weights, max_shard_size=6 * 2**23)
+    assert len(list(tmp_path.glob(load.SHARDS))) == 4
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), dtype]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    # MiB: 24 tensors of 8; twice the weights would be 384
-    assert 192 <= float(result.stdout) < 192 + 2 * 8 + 8
+    peak, total, peak_used = map(float, result.stdout.split())
+    assert total == 24 * 2**21
+    assert loaded[0] <= peak <= loaded[1] and used[0] <= peak_used <= used[1]
+
+
+def test_changing_a_loaded_weight_leaves_its_file_alone(tmp_path):
+    load.save_checkpoint(tmp_path, FLAT, {"w": torch.ones(4)})
+    for _ in range(2):
+        ((_, weight),) = load.read_weights(tmp_path, {"w": (4,)}, torch.device("cpu"), torch.float32)
+        assert weight.tolist() == [1.0] * 4
+        weight += 1
 
 
 def test_importing_loads_no_hub_library():
