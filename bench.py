@@ -14,6 +14,7 @@ products for the rest); and the memory that it takes at its peak, weights aside,
 
 import argparse
 import atexit
+import ctypes
 import functools
 import itertools
 import json
@@ -232,12 +233,12 @@ def vision_stage(models: Models, patches: int) -> Stage:
         return (time.perf_counter() - start) * scale
 
     flops = vision_flops(Qwen2VLConfig.from_dict(models.config), patches)
-    huge = patches > 16384  # minutes a layer: once, and without the reference
+    large, huge = patches > 1024, patches > 16384  # huge: minutes a layer; once, and without the reference
     runs = {who: functools.partial(run, who) for who in (("ours",) if huge else ("ours", REFERENCE))}
     note = f"2 of {v['depth']} layers timed, scaled" if scale != 1 else ""
     limits = dict.fromkeys(runs, ("matrix products", flops))
-    rounds = 1 if huge else 3 if patches < 4096 else 2
-    return Stage(f"vision, {patches:,} patches", runs, limits, note, rounds, warm=not huge)
+    rounds = 1 if huge else 2 if large else 3
+    return Stage(f"vision, {patches:,} patches", runs, limits, note, rounds, warm=not large)
 
 
 def prompt_ids(models: Models, tokens: int, batch: int = 1) -> torch.Tensor:
@@ -270,7 +271,7 @@ def prefill_stage(models: Models, tokens: int) -> Stage:
     )  # fmt: skip
 
 
-def decode_stage(models: Models, batch: int, context: int = 300, new: int = 24) -> Stage:
+def decode_stage(models: Models, batch: int, context: int, memory: bool = True, new: int = 16) -> Stage:
     """Seconds from one token to the next, of `new` tokens behind a prompt; the first three don't count."""
     ids = prompt_ids(models, context, batch)
     mask = torch.ones_like(ids)
@@ -296,6 +297,8 @@ def decode_stage(models: Models, batch: int, context: int = 300, new: int = 24) 
 
         how = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0, "max_new_tokens": new}
         if compile:
+            if models.theirs.model.rope_deltas is None:  # its first prompt must not be a compiled one
+                models.theirs.generate(ids, attention_mask=mask, **how | {"max_new_tokens": 1})
             config = transformers.CompileConfig(mode="default", fullgraph=False)
             config._compile_all_devices = True  # else it leaves a CPU alone
             how |= {"cache_implementation": "static", "compile_config": config}
@@ -324,7 +327,8 @@ def decode_stage(models: Models, batch: int, context: int = 300, new: int = 24) 
     limits = {
         who: ("read bandwidth", weights * (1 if "int8" in who else size) + cache * size) for who in runs
     }
-    return Stage(f"decode, batch {batch}, {context:,} before", runs, limits)
+    rounds = 2 if batch * context > 300 else 5
+    return Stage(f"decode, batch {batch}, {context:,} before", runs, limits, rounds=rounds, memory=memory)
 
 
 def synchronise(device: torch.device) -> None:
@@ -501,7 +505,7 @@ def cold_stage() -> Stage:
 
 
 LOADING = """
-import json, sys, time
+import gc, json, sys, time
 from bench import status
 who, folder, device, dtype = sys.argv[1:]
 if who.startswith("ours"):
@@ -511,6 +515,7 @@ else:
 import torch
 if device == "cuda":
     torch.zeros(1, device=device)
+gc.collect()  # of the import's garbage
 before, start = status("VmRSS"), time.perf_counter()
 options = {"device_map": device} if who.startswith("ours") else {}  # the reference's needs another package
 model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
@@ -551,7 +556,7 @@ def load_stage(models: Models) -> Stage:
 
     names = [who + touched for touched in ("", ", every page touched") for who in ("ours", REFERENCE)]
     runs = {who: functools.partial(run, who) for who in names}
-    stage = Stage("load, sharded", runs, memory=False, peaks=peaks)  # `run` writes its note
+    stage = Stage("load, sharded", runs, memory=False, peaks=peaks, rounds=5)  # `run` writes its note
     return stage
 
 
@@ -603,7 +608,7 @@ def all_stages(models: Models, full: bool) -> dict[str, Callable[[], Stage]]:
         "vision-1024": lambda: vision_stage(models, 1024),
         "vision-4096": lambda: vision_stage(models, 4096),
         "prefill-300": lambda: prefill_stage(models, 300),
-        "decode-1-300": lambda: decode_stage(models, 1),
+        "decode-1-300": lambda: decode_stage(models, 1, 300, memory=full),
     }
     more = {
         "preprocess-4k": lambda: picture_stage("4K picture", 3840, 2160, official),
@@ -612,9 +617,9 @@ def all_stages(models: Models, full: bool) -> dict[str, Callable[[], Stage]]:
         "vision-16384": lambda: vision_stage(models, 16384),
         "vision-65536": lambda: vision_stage(models, 65536),
         "prefill-4000": lambda: prefill_stage(models, 4000),
-        "decode-8-300": lambda: decode_stage(models, 8),
-        "decode-1-1000": lambda: decode_stage(models, 1, 1000),
-        "decode-1-4000": lambda: decode_stage(models, 1, 4000),
+        "decode-8-300": lambda: decode_stage(models, 8, 300, memory=False),
+        "decode-1-1000": lambda: decode_stage(models, 1, 1000, memory=False),
+        "decode-1-2000": lambda: decode_stage(models, 1, 2000, memory=False),
         "mixed": lambda: mixed_stage(models),
     }
     return some | more if full else some
@@ -681,7 +686,9 @@ def run_alone(args: argparse.Namespace, key: str, who: str) -> None:
             stage.runs[who]()
             print(torch.cuda.max_memory_allocated() - before)
         else:
-            stage.runs[who]()  # what is compiled or cached the first time isn't the stage's
+            if stage.warm:
+                stage.runs[who]()  # what is compiled or cached the first time isn't the stage's
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             before = status("VmRSS")
             stage.runs[who]()
@@ -793,13 +800,12 @@ def main() -> None:
                 result.memory = peak_alone(args, key, result.who)
         print(table(found).split("\n", 2)[2], file=sys.stderr, flush=True)
         results += found
+        if args.json:  # again after each stage: a long run that is broken off has its figures
+            figures = {"limits": limits.rates, "results": [asdict(r) for r in results]}
+            args.json.write_text(json.dumps(figures, indent=1))
     print(f"`python {' '.join(sys.argv)}` on {machine(models)}, which {limits}:\n\n{table(results)}")
     if any("int8" in r.who for r in results):
         print(f"\n{errors_of_int8(models)}")
-    if args.json:
-        args.json.write_text(
-            json.dumps({"limits": limits.rates, "results": [asdict(r) for r in results]}, indent=1)
-        )
     if args.plot:
         plot(results, args.plot)
 

@@ -224,14 +224,13 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tens
         heads, asked = slice(j * shared, (j + 1) * shared), slice(i, min(i + step, T))
         n = asked.stop - i
         end = S - T + asked.stop if causal else S  # the keys behind it nobody here sees
-        scores = q[b, heads, asked].flatten(0, 1) @ k[b, j, :end].T / math.sqrt(d)
-        scores = scores.view(shared, n, end)
+        scores = (q[b, heads, asked].flatten(0, 1) @ k[b, j, :end].T).div_(math.sqrt(d)).view(shared, n, end)
         if causal:
             future = torch.ones(n, end, dtype=torch.bool, device=q.device).triu(end - n + 1)
-            scores = scores.masked_fill(future, -math.inf)
+            scores.masked_fill_(future, -math.inf)
         elif visible is not None:
-            scores = scores.masked_fill(~visible[b, :, asked], -math.inf)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype).flatten(0, 1)
+            scores.masked_fill_(~visible[b, :, asked], -math.inf)
+        weights = scores.softmax(dim=-1).flatten(0, 1)  # adds up in float32, whatever the dtype
         out[b, heads, asked] = (weights @ v[b, j, :end]).view(shared, n, d)
     return out
 
