@@ -748,20 +748,24 @@ def plot(results: list[Result], folder: Path) -> None:
     """Cost against the picture's size, and decoding speed against what stands before: bench.png."""
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    marks = dict(zip(dict.fromkeys(r.who for r in results), "os^vDPX*", strict=False))
-    for axes, pattern, factor in (
-        (left, r"vision, ([\d,]+) patches", 1),
-        (right, r"decode, batch 1, ([\d,]+)", -1),
-    ):
-        found = [(re.match(pattern, r.stage), r) for r in results]
-        for who in dict.fromkeys(r.who for match, r in found if match):
-            points = [(int(m[1].replace(",", "")), r.median**factor) for m, r in found if m and r.who == who]
-            axes.plot(
-                *zip(*sorted(points), strict=True), marker=marks[who], label=who, color="black", alpha=0.75
-            )
+    figure, both = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    panels = (r"vision, ([\d,]+) patches", 1), (r"decode, batch 1, ([\d,]+)", -1)
+    for axes, (pattern, power) in zip(both, panels, strict=True):
+        lines: dict[str, list] = {}
+        for match, result in ((re.match(pattern, result.stage), result) for result in results):
+            if match:
+                point = int(match[1].replace(",", "")), result.median**power
+                lines.setdefault(result.who, []).append(point)
+        for i, (who, points) in enumerate(lines.items()):
+            style = {"color": "0.4", "linestyle": "--"} if who.startswith(REFERENCE) else {"color": f"C{i}"}
+            axes.plot(*zip(*sorted(points), strict=True), marker="os^vDPX*"[i % 8], label=who, **style)
+        where = sorted({x for points in lines.values() for x, _ in points})
         axes.set_xscale("log")
-        axes.legend()
+        axes.set_xticks(where, [f"{x:,}" for x in where])
+        axes.minorticks_off()
+        if lines:
+            axes.legend(fontsize="small")
+    left, right = both
     left.set(title="Vision transformer", xlabel="patches of a picture", ylabel="seconds", yscale="log")
     right.set(title="Decoding", xlabel="tokens before", ylabel="tokens a second", ylim=(0, None))
     figure.savefig(folder / "bench.png", dpi=110)

@@ -130,7 +130,8 @@ def compiled(function: Callable) -> Callable:
 class CompiledStep:
     """The decoder for one more token of each row, behind a cache that the prompt has filled.
 
-    Takes tokens (B,), returns logits (B, vocabulary). On CUDA they are the same memory each time.
+    Takes tokens (B,), returns logits (B, vocabulary), on CUDA in the same memory each time. Its attention is
+    `query_attention`, whichever read the prompt.
     """
 
     def __init__(self, model: nn.Module, cache, attention_mask: Tensor | None, rope_deltas: Tensor):
@@ -170,7 +171,7 @@ class CompiledStep:
         cos, sin = decoder.rotary_table((self.column + self.deltas).expand(3, -1, -1), x.dtype)
         visible = ((self.columns <= self.column) & self.real)[:, None, None]  # (B, 1, 1, capacity)
         torch._dynamo.mark_dynamic(visible, 3)
-        how = {"implementation": "blocks", "visible": visible}
+        how = {"implementation": "blocks", "visible": visible}  # of one query, compiled: query_attention
         for layer, slot in zip(decoder.layers, self.slots, strict=True):
             x, _ = compiled(type(layer).forward)(layer, x, cos, sin, slot, **how)
         return compiled(head_logits)(decoder.norm, self.model.lm_head, x)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from PIL import Image
 from reference import TOLERANCE, error, random_inputs, random_pair
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -147,16 +148,19 @@ def test_the_benchmark_counts_the_operations_that_pytorch_counts():
 
 def test_the_benchmark_measures_both_on_the_same_weights(tmp_path):
     out = tmp_path / "figures.json"
-    command = ["--model", "tiny", "--device", "cpu", "--stages", "prefill-300", "--json"]
+    command = ["--model", "tiny", "--device", "cpu", "--stages", "prefill-300,vision-256", "--json", out]
     done = subprocess.run(
-        [sys.executable, "bench.py", *command, out], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    rows = {row["who"]: row for row in json.loads(out.read_text())["results"]}
+        [sys.executable, "bench.py", *command, "--plot", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    results = json.loads(out.read_text())["results"]
+    rows = {row["who"]: row for row in results if row["stage"].startswith("prefill")}
     ours, theirs = rows["ours"], rows["transformers"]
     assert ours["ratio"] == pytest.approx(theirs["median"] / ours["median"])
     assert theirs["least"] <= theirs["median"] <= theirs["most"]
     assert ours["memory"] >= 0 and theirs["memory"] >= 0  # 0: it fitted into what the uncounted run left
     assert "| prefill, 300 tokens | ours |" in done.stdout
+    assert Image.open(tmp_path / "bench.png").size[0] > 1000
 
 
 @pytest.mark.parametrize(("shape", "parameters"), [("shape:2b", 2_208_985_600), ("shape:7b", 8_291_375_616)])
