@@ -112,7 +112,7 @@ class Models:
 
     @functools.cached_property
     def int8(self) -> Qwen2VLForConditionalGeneration:
-        ours = self.ours
+        ours = self.ours  # made out here: within, its weights would have no values
         with torch.device("meta"):
             model = Qwen2VLForConditionalGeneration(ours.config, self.attn)
         for path, p in ours.named_parameters():
@@ -529,21 +529,14 @@ print(json.dumps({"seconds": seconds, "memory": status("VmHWM") - before, "weigh
 """
 
 
-@functools.cache
-def checkpoint(models: Models) -> tuple[Path, str]:
-    """A sharded checkpoint of the models' weights, and its dtype."""
-    folder, dtype = scratch() / "checkpoint", str(models.dtype).removeprefix("torch.")
-    config = models.ours.config.to_dict() | {"torch_dtype": dtype}
-    load.save_checkpoint(folder, config, dict(models.ours.named_parameters()), max_shard_size="2GB")
-    return folder, dtype
-
-
 def load_stage(models: Models) -> Stage:
     """`from_pretrained` of a sharded checkpoint whose files the system has in its cache.
 
     On a CPU both map the files and read what is touched, later; so it is timed with that and without.
     """
-    folder, dtype = checkpoint(models)
+    folder, dtype = scratch() / "checkpoint", str(models.dtype).removeprefix("torch.")
+    config = models.ours.config.to_dict() | {"torch_dtype": dtype}
+    load.save_checkpoint(folder, config, dict(models.ours.named_parameters()), max_shard_size="2GB")
     peaks: dict[str, list[int]] = {}
 
     def run(who: str) -> float:
