@@ -1,217 +1,403 @@
-"""A name → a folder → config, tokenizer, weights.
+"""Find a checkpoint by its name, read its config, tokenizer and weights, and save one.
 
-A folder has the official layout: JSON files, and model.safetensors or its shards and their index. Nothing
-here knows the model: the caller names the tensors it expects and gets exactly those, plain, or an error.
+A folder has the layout of the official checkpoints: JSON files, and model.safetensors or its
+shards with their index. This file does not know the model: its caller passes the names and shapes
+of the tensors that it expects, and gets exactly those or an error.
 """
 
-import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
 from tqdm import tqdm
 
-SINGLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
-TEXTS = ["config.json", "generation_config.json", "*preprocessor_config.json", "tokenizer*.json"]
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # in a safetensors header → in torch
+# Weights are in one file, or in shards that an index lists.
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
+# What is downloaded from a repository.
+WEIGHT_PATTERNS = [SINGLE, INDEX, SHARDS]
+TEXT_PATTERNS = [
+    "config.json",
+    "generation_config.json",
+    "*preprocessor_config.json",
+    "tokenizer*.json",
+]
+
+# The dtypes that a model can be loaded in, by their names in a safetensors header.
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+# What a user can do about the errors of huggingface_hub. They are known by their names, since the
+# library is imported only where it is needed.
 HUB_ERRORS = {
     "GatedRepoError": "it is gated: accept its terms on its page and log in (hf auth login)",
     "RepositoryNotFoundError": "it does not exist, or is private (then log in: hf auth login)",
-    "LocalEntryNotFoundError": "can't be reached, and the cache lacks it ('tiny' needs no network)",
+    "LocalEntryNotFoundError": "it can't be reached and is not cached ('tiny' needs no network)",
 }
 
 
-def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
-    """The folder of "tiny" (embedded here), of an existing folder, or of a Hub repository "owner/name".
+# ----------------------------------------------------------------------------- a name to a folder
 
-    A repository is downloaded once, with `weights` or without; later it comes from huggingface_hub's cache,
-    offline too. Whatever goes wrong is a FileNotFoundError of one line.
+
+def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
+    """Return the folder of "tiny" (it comes with this code), of a path, or of a Hub repository.
+
+    A repository, "owner/name", is downloaded once, with or without its weights. Later it comes
+    from huggingface_hub's cache, also offline. Every failure is a FileNotFoundError with one
+    line.
     """
     name = os.fspath(name)
-    folder = Path(__file__).parent / "tiny" / "checkpoint" if name == "tiny" else Path(name).expanduser()
+    if name == "tiny":  # reserved, even where a folder has this name
+        return Path(__file__).parent / "tiny" / "checkpoint"
+
+    # A folder wins over a repository of the same name. "" would be the current folder.
+    folder = Path(name).expanduser()
     if name and folder.is_dir():
         return folder
-    if folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
-        raise FileNotFoundError(f"{name!r} is neither a folder ({folder}) nor a Hub repository (owner/name)")
+    looks_like_repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+    if folder.exists() or not looks_like_repository:
+        raise FileNotFoundError(
+            f"{name!r} is neither a folder ({folder}) nor a Hub repository (owner/name)"
+        )
+    return download(name, weights)
+
+
+def download(repository: str, weights: bool) -> Path:
+    """Return the folder of a Hub repository in the cache, after downloading what is missing."""
     from huggingface_hub import snapshot_download  # here: slow to import and seldom needed
 
+    # A processor needs no weights: a few megabytes.
+    patterns = TEXT_PATTERNS + WEIGHT_PATTERNS if weights else TEXT_PATTERNS
     try:
-        folder = Path(snapshot_download(name, allow_patterns=TEXTS + [SINGLE, INDEX, SHARDS] * weights))
-        if weights and not any(folder.glob("model*.safetensors")):
-            raise FileNotFoundError("no model*.safetensors there; offline: none in the cache")
-        return folder
-    except Exception as error:  # the library's HTTP client, and so what it raises, differs between versions
-        other = f"it can't be had ({' '.join(str(error).split())[:200]}): what has arrived is kept, try again"
+        folder = Path(snapshot_download(repository, allow_patterns=patterns))
+    # The library's HTTP client, and with it the errors, differ between versions.
+    except Exception as error:
+        message = " ".join(str(error).split())[:200]  # on one line
+        other = f"the download failed ({message}); finished files are kept: try again"
         reason = HUB_ERRORS.get(type(error).__name__, other)
-        raise FileNotFoundError(f"{name!r} is no folder here; on the Hub: {reason}") from error
+        raise FileNotFoundError(
+            f"{repository!r} is no folder here; on the Hub: {reason}"
+        ) from error
+    if weights and not any(folder.glob("model*.safetensors")):
+        raise FileNotFoundError(
+            f"{repository!r} has no model*.safetensors on the Hub or, offline, none in the cache"
+        )
+    return folder
+
+
+# ------------------------------------------------------------------------------------- JSON files
 
 
 def read_json(folder: Path, filename: str, optional: bool = False) -> dict:
-    """One JSON object from a folder, {} for a missing optional one; the errors name the file."""
-    if not (file := folder / filename).is_file():
+    """Read one JSON object from a folder; a missing file is an error, or {} if it is optional."""
+    file = folder / filename
+    if not file.is_file():
         if optional:
             return {}
         raise FileNotFoundError(f"{folder} has no {filename}")
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:  # broken JSON, broken UTF-8, a list
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON or broken UTF-8
         raise ValueError(f"{file} is not a valid JSON object: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a valid JSON object: it is a {type(content).__name__}")
+    return content
 
 
 def read_config(folder: Path) -> dict:
-    """`config.json` in the official flat layout; ValueError names what this project can't run."""
+    """Read `config.json` in its flat form; ValueError for a model that can't be run here."""
     config = flatten_config(read_json(folder, "config.json"))
-    found_and_wanted = {
-        "model_type": (config.get("model_type"), "qwen2_vl"),
-        "quantization": ((config.get("quantization_config") or {}).get("quant_method"), None),
-        "use_sliding_window": (config.get("use_sliding_window", False), False),
-        "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-        "vision_config.hidden_act": (config["vision_config"].get("hidden_act", "quick_gelu"), "quick_gelu"),
-        "rope_scaling.type": (config["rope_scaling"]["type"], "mrope"),
-    }
-    for name, (found, wanted) in found_and_wanted.items():
-        if found != wanted:
-            raise ValueError(f"{folder}: {name} is {found!r} in config.json; only {wanted!r} can be run here")
+    quantization = config.get("quantization_config") or {}
+    vision = config["vision_config"]
+
+    # What the official checkpoints state, or leave out because it is the default.
+    check_field(folder, "model_type", config.get("model_type"), "qwen2_vl")
+    check_field(folder, "quantization", quantization.get("quant_method"), None)
+    check_field(folder, "use_sliding_window", config.get("use_sliding_window", False), False)
+    check_field(folder, "hidden_act", config.get("hidden_act", "silu"), "silu")
+    vision_act = vision.get("hidden_act", "quick_gelu")
+    check_field(folder, "vision_config.hidden_act", vision_act, "quick_gelu")
+    check_field(folder, "rope_scaling.type", config["rope_scaling"]["type"], "mrope")
     return config
 
 
-def flatten_config(config: dict) -> dict:
-    """The official flat layout of a config, also of one that `transformers` from 4.52 on has nested.
+def check_field(folder: Path, name: str, found: object, supported: object) -> None:
+    """ValueError unless a field of config.json has the one value that can be run here."""
+    if found != supported:
+        raise ValueError(
+            f"{folder}: {name} is {found!r} in config.json; only {supported!r} can be run here"
+        )
 
-    There the text model's fields went under "text_config" (what is still at the top is a leftover), the
-    rotary base later into "rope_parameters"; "torch_dtype" became "dtype" and "in_chans" "in_channels".
+
+def flatten_config(config: dict) -> dict:
+    """Return the flat form of a config, that of the official checkpoints.
+
+    Newer versions of `transformers` write
+      text_config      with the fields of the decoder, which are at the top of the flat form;
+      rope_parameters  in place of rope_theta and rope_scaling;
+      dtype            in place of torch_dtype, and in_channels in place of in_chans.
     """
     flat = dict(config)
-    if text := flat.pop("text_config", None):
-        text = {key: value for key, value in text.items() if value is not None}
-        flat = {"tie_word_embeddings": False} | flat | text | {"model_type": flat.get("model_type")}
+
+    # What text_config says counts: the same field at the top is a leftover. Its own model_type is
+    # that of the decoder, and tie_word_embeddings is left out where it is false.
+    text = flat.pop("text_config", None)
+    if text:
+        flat.setdefault("tie_word_embeddings", False)
+        for key, value in text.items():
+            if value is not None and key != "model_type":
+                flat[key] = value
+
+    # The type has two names, of which files may have both, and M-RoPE is also called "default".
     rope = dict(flat.pop("rope_parameters", None) or flat.get("rope_scaling") or {})
-    kind = rope.pop("rope_type", rope.pop("type", "mrope"))  # newer files have both, and call it "default"
+    older_name = rope.pop("type", "mrope")
+    rope_type = rope.pop("rope_type", older_name)
+    rope["type"] = "mrope" if rope_type == "default" else rope_type
     flat["rope_theta"] = rope.pop("rope_theta", flat.get("rope_theta"))
-    flat["rope_scaling"] = rope | {"type": "mrope" if kind == "default" else kind}
+    flat["rope_scaling"] = rope
+
+    # The older name of each field, with None where neither is there.
     flat["torch_dtype"] = flat.pop("dtype", flat.get("torch_dtype"))
-    flat["vision_config"] = vision = dict(flat.get("vision_config") or {})
+    vision = dict(flat.get("vision_config") or {})
     vision["in_chans"] = vision.pop("in_channels", vision.get("in_chans"))
+    flat["vision_config"] = vision
     return flat
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """`tokenizer.json` and the tokens that official repositories have only in `tokenizer_config.json`."""
-    if not (file := folder / "tokenizer.json").is_file():
+    """Read the tokenizer of a folder.
+
+    Official repositories have some of its tokens only in `tokenizer_config.json`.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file} can't be read as a tokenizer: {error}") from error
+
+    # add_tokens leaves known tokens as they are and gives new ones the next free ids: in order of
+    # the stated ids each gets its own.
     stated = read_json(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    tokens = {id: AddedToken(**stated[str(id)]) for id in sorted(map(int, stated))}
-    tokenizer.add_tokens(list(tokens.values()))  # a known one keeps its id, a new one gets the next
-    for id, token in tokens.items():
-        if (found := tokenizer.token_to_id(token.content)) != id:
-            raise ValueError(f"{file}: {token.content} gets id {found}, tokenizer_config.json says {id}")
+    tokens = {}
+    for token_id in sorted(int(key) for key in stated):
+        tokens[token_id] = AddedToken(**stated[str(token_id)])
+    tokenizer.add_tokens(list(tokens.values()))
+    for token_id, token in tokens.items():
+        found = tokenizer.token_to_id(token.content)
+        if found != token_id:
+            raise ValueError(
+                f"{file}: {token.content} gets id {found}, tokenizer_config.json says {token_id}"
+            )
     return tokenizer
 
 
+# ---------------------------------------------------------------------------------------- weights
+
+
 def checkpoint_dtype(config: dict, folder: Path, dtype: str | torch.dtype) -> torch.dtype:
-    """The dtype asked for; "auto" is the checkpoint's: the config's, else its first floating tensor's."""
-    if dtype == "auto" and not (dtype := config.get("torch_dtype")):
-        dtype = next((DTYPES[kind] for *_, kind in _headers(folder).values() if kind in DTYPES), None)
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES.values():
-        raise ValueError(f"dtype {name!r} is not one of {', '.join(DTYPES.values())}")
-    return getattr(torch, name)
+    """Return the dtype asked for; "auto" is that of the config, or else that of the weights."""
+    wanted: object = dtype
+    if dtype == "auto":
+        wanted = config.get("torch_dtype") or stored_dtype(folder)
+    by_name = {dtype_name(known): known for known in DTYPES.values()}
+    if dtype_name(wanted) not in by_name:
+        raise ValueError(f"dtype {dtype_name(wanted)!r} is not one of {', '.join(by_name)}")
+    return by_name[dtype_name(wanted)]
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a dtype as config.json has it: "float32" for torch.float32 or "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype of the first floating-point tensor by file and name, if there is one."""
+    for header in tensor_headers(folder).values():
+        if header.dtype in DTYPES:
+            return DTYPES[header.dtype]
+    return None
 
 
 def pick_device(device_map: str | torch.device, nbytes: int) -> torch.device:
-    """The one device asked for ("auto": CUDA, else MPS, else CPU), if it is there and `nbytes` fit in it."""
+    """Return the device asked for, if it exists and the weights, `nbytes`, fit in its memory.
+
+    device_map (so called in `transformers`): a device, or "auto" for CUDA, else MPS, else the
+    CPU. ValueError for a device that does not exist; MemoryError with needed and free gigabytes.
+    """
     present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    present += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
-    device = {"auto": present[0], "cuda": "cuda:0"}.get(str(device_map), str(device_map))
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    present.append("cpu")
+
+    device = str(device_map)
+    if device == "auto":
+        device = present[0]
+    elif device == "cuda":
+        device = "cuda:0"
     if device not in present:
-        raise ValueError(f"device '{device_map}' is not there: this PyTorch sees {', '.join(present)}")
-    free = float("inf")  # Windows does not say
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # what PyTorch keeps of freed tensors is free as well
-        free = torch.cuda.mem_get_info(device)[0]
-    elif sys.platform == "linux":
-        free = 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
-    elif sys.platform == "darwin":  # all of it (MPS shares it): what of it is free the system does not say
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        raise ValueError(
+            f"device '{device_map}' is not there: this PyTorch sees {', '.join(present)}"
+        )
+
+    free = available_memory(device)
     if nbytes > free:
-        raise MemoryError(f"the weights take {nbytes / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free")
+        raise MemoryError(
+            f"the weights take {nbytes / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free"
+        )
     return torch.device(device)
 
 
-def _headers(folder: Path) -> dict[str, tuple[Path, tuple, str]]:
-    """Each tensor's file, shape and dtype, from the heads of the files."""
+def available_memory(device: str) -> float:
+    """Bytes that a device has left; on macOS all that it has, elsewhere infinity if unknown."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what PyTorch keeps of freed tensors is free as well
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform == "linux":
+        match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+        return 1024 * int(match[1]) if match else float("inf")
+    if sys.platform == "darwin":  # MPS uses the memory of the CPU
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return float("inf")
+
+
+class TensorHeader(NamedTuple):
+    """What the header of a safetensors file says about a tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # "F32", "BF16", ...
+
+
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """The header of each tensor in a folder's weights, by its name, ordered by file."""
+    # One file, or the shards that an index lists.
     if (folder / SINGLE).exists():
         files = {SINGLE}
     elif (folder / INDEX).exists():
         files = set(read_json(folder, INDEX).get("weight_map", {}).values())
     else:
         raise FileNotFoundError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
+
+    # Opening a file reads its header only.
     headers = {}
-    for file in sorted(folder / file for file in files):
+    for file in sorted(folder / filename for filename in files):
         try:
             with safe_open(file, framework="pt") as weights:
                 for name in sorted(weights.keys()):
-                    part = weights.get_slice(name)
-                    headers[name] = file, tuple(part.get_shape()), part.get_dtype()
+                    entry = weights.get_slice(name)
+                    shape = tuple(entry.get_shape())
+                    headers[name] = TensorHeader(file, shape, entry.get_dtype())
         except SafetensorError as error:
-            raise ValueError(f"{file} is broken or cut short ({error}): copy or download it again") from error
+            raise ValueError(
+                f"{file} is broken or cut short ({error}): copy or download it again"
+            ) from error
     return headers
 
 
 def read_weights(
-    folder: Path, expected: dict, device: torch.device, dtype: torch.dtype, ignored: Collection[str] = ()
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each expected tensor (name → shape) once, on `device` in `dtype`; skip `ignored` names.
+    folder: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype,
+    ignored: Collection[str] = (),
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each expected tensor (name to shape) once, on `device` in `dtype`.
 
-    A ValueError lists every misfit before any data is read. A tensor that needs no copy stays in its file.
+    ignored: names in the files to be skipped, say that of a tied head. ValueError lists the
+    tensors that do not match, before any is read. On the CPU, a tensor in its stored dtype is
+    memory-mapped: its bytes are read from the file when they are first used.
     """
-    headers = {name: header for name, header in _headers(folder).items() if name not in ignored}
-    found = {name: shape for name, (_, shape, _) in headers.items()}
-    problems = [
-        f"{name} is {found.get(name, 'missing')}, should be {expected.get(name, 'absent')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
+    headers = tensor_headers(folder)
+    for name in ignored:
+        headers.pop(name, None)
+    check_tensors(folder, headers, expected)
+
+    progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
+    files = sorted({header.file for header in headers.values()})
+    with progress:
+        for file in files:
+            names = [name for name, header in headers.items() if header.file == file]
+            with safe_open(file, framework="pt") as weights:
+                for name in names:
+                    yield name, weights.get_tensor(name).to(device, dtype)
+                    progress.update()
+
+
+def check_tensors(
+    folder: Path, headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """ValueError that lists missing, unexpected and misshapen tensors, at most 20 of them."""
+    problems = []
+    for name in sorted(headers.keys() | expected.keys()):
+        found = headers[name].shape if name in headers else "missing"
+        wanted = expected.get(name, "absent")
+        if found != wanted:
+            problems.append(f"{name} is {found}, should be {wanted}")
     if problems:
-        lines = [f"{len(problems)} tensors in {folder} don't fit the config (20 are listed at most):"]
-        raise ValueError("\n  ".join(lines + problems[:20]))
-    opened = functools.lru_cache(1)(safe_open)  # the next closes it; what is mapped is read where touched
-    for name, (file, _, _) in tqdm(headers.items(), desc="weights", delay=2):  # seen after two seconds
-        yield name, opened(file, framework="pt").get_tensor(name).to(device, dtype)
+        title = f"{len(problems)} tensors in {folder} don't fit the config (20 are listed at most):"
+        raise ValueError("\n  ".join([title, *problems[:20]]))
+
+
+# ----------------------------------------------------------------------------------------- saving
 
 
 def save_checkpoint(
-    folder: Path, config: dict, tensors: dict, generation_config: dict | None = None, max_shard_size="5GB"
+    folder: Path,
+    config: dict,
+    tensors: Mapping[str, Tensor],
+    generation_config: dict | None = None,
+    max_shard_size: str = "5GB",
 ) -> None:
-    """Write config, weights (name → tensor) and generation defaults in the official layout.
+    """Write config, weights (by name) and generation config in the official layout.
 
-    All is written as NAME.partial and then renamed: a crash leaves no half file. Stale weights go last.
+    Every file is written as NAME.partial, and renamed when all are complete: first the weights,
+    then, when weights of an earlier save are deleted, the config. So a crash leaves no half file,
+    and never the old weights with the new config.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename} if split.is_sharded else None
-    texts = {INDEX: index, "generation_config.json": generation_config, "config.json": config}
-    texts = {file: text for file, text in texts.items() if text is not None}
-    written = [*split.filename_to_tensors, *texts]
-    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    for file, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name].detach().contiguous() for name in names}
-        save_file(shard, folder / f"{file}.partial", metadata={"format": "pt"})
-    for file, text in texts.items():
-        (folder / f"{file}.partial").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-    for file in written:
-        os.replace(folder / f"{file}.partial", folder / file)
-    for stale in {SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS + "*"))} - set(written):
-        (folder / stale).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Weights of more than max_shard_size are split over several files.
+    split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=max_shard_size)
+    for filename, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].detach().contiguous() for name in names}  # as save_file needs
+        save_file(shard, folder / f"{filename}.partial", metadata={"format": "pt"})
+
+    json_files = {}
+    if split.is_sharded:
+        json_files[INDEX] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    if generation_config is not None:
+        json_files["generation_config.json"] = generation_config
+    json_files["config.json"] = config
+    for filename, content in json_files.items():
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / f"{filename}.partial").write_text(text, encoding="utf-8")
+
+    # The index is one of the JSON files, but renamed with the weights.
+    weight_files = [*split.filename_to_tensors]
+    if split.is_sharded:
+        weight_files.append(INDEX)
+    for filename in weight_files:
+        os.replace(folder / f"{filename}.partial", folder / filename)
+
+    # What earlier saves have left, finished or not.
+    older = {SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))}
+    for filename in older - set(weight_files):
+        (folder / filename).unlink(missing_ok=True)
+    for leftover in folder.glob("model*.safetensors.partial"):
+        leftover.unlink()
+
+    for filename in json_files:
+        if filename not in weight_files:
+            os.replace(folder / f"{filename}.partial", folder / filename)

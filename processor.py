@@ -1,81 +1,237 @@
-"""From what a person has (pictures, clips, a conversation) to what the model reads: patches and token ids.
+"""Turn images, videos and a conversation into the model's inputs: patches and token ids.
 
-  patches   a picture keeps its shape ("naive dynamic resolution", section 2.1 of arXiv 2409.12191): its sides
-            are rounded to 28 px, and it is cut into patches of 14 x 14 px, two frames deep. The four patches
-            of a 2 x 2 block follow one another, for the model merges them into one token
-  video     of a clip a few frames are cut the same way, evenly spread and under one budget of pixels
-  template  the conversation is written out between control tokens, an <|image_pad|> where a picture goes
-  tokens    text becomes ids, and <|image_pad|> is repeated once for every token that its picture will give
+  patches   An image keeps its proportions and, within limits, its size ("naive dynamic
+            resolution", section 2.1 of arXiv 2409.12191). Its sides are rounded to multiples of
+            28 pixels, and it is cut into patches of 14 x 14 pixels, two frames deep; an image
+            stands for both frames. The four patches of a 2 x 2 square are adjacent in the
+            sequence, because the model merges them into one token.
+  video     A few frames, evenly spread over the video, are cut the same way; all of them share
+            one budget of pixels.
+  template  The conversation is written out between control tokens, with a placeholder for each
+            image or video, <|image_pad|> or <|video_pad|>.
+  tokens    Text becomes ids, and each placeholder is repeated once for every token that its
+            image or video becomes.
 
-B batch   T tokens   P patches   N = P/4 image tokens   n frames   C = 3 channels   D = C*tps*ps*ps: a patch
-H,W picture px   t,h,w grid in patches   ps patch side, 14 px   tps frames a patch, 2   m merge side, 2
-(In qwen2vl.py H counts query heads and D is a width.)
+"The reference" is the implementation in `transformers`. Shapes are written in these
+letters:
+
+  B  batch         T  tokens      P  patches      n  frames
+  t, h, w          a grid in patches: pairs of frames, rows, columns
+  height, width    in pixels
+  1176             values of a patch: 3 channels * 2 frames * 14 * 14 pixels
 """
 
 import codecs
 import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
-from itertools import groupby
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from load import find_checkpoint, load_tokenizer, read_config, read_json
-from media import SAMPLING, SIZING, Name, describe, flatten, load_image, read_video, settle
-from pixels import fresh, join, pillow_resize, torch_resize
+import load
+from qwen2vl_extras.errors import suggestion
+from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
+from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
+
+Message: TypeAlias = dict  # {"role": "user", "content": a string, or a list of items}
+Item: TypeAlias = dict  # {"type": "text", "text": ...}, {"type": "image", "path": ...}, ...
+Options: TypeAlias = dict  # {"max_pixels": 501760, "fps": 1}: any of MEDIA_OPTIONS
 
 
-class BatchFeature(dict):
-    """A dict of tensors that are attributes too, and that move to a device together."""
+class BatchFeature(dict[str, Tensor]):
+    """A dict of tensors, as in `transformers`: inputs.input_ids is inputs["input_ids"]."""
 
-    def __getattr__(self, name: str) -> torch.Tensor:
+    def __getattr__(self, name: str) -> Tensor:
         if name in self:
             return self[name]
         raise AttributeError(f"no entry {name!r}: there are {', '.join(self)}")
 
     def to(self, device: str | torch.device) -> "BatchFeature":
+        """All tensors on another device."""
         return BatchFeature({key: value.to(device) for key, value in self.items()})
 
 
-def smart_resize(height: int, width: int, factor=28, min_pixels=56 * 56, max_pixels=1280 * 28 * 28) -> tuple:
-    """(height, width) as the model sees it: multiples of `factor`, within the limits if the shape allows."""
-    if not 1 <= max(height, width) <= 200 * min(height, width):
-        raise ValueError(f"a picture of {width} x {height} px: one side is 0 or over 200 times the other")
-    if max_pixels < max(min_pixels, factor**2):
-        raise ValueError(f"max_pixels {max_pixels} is below min_pixels {min_pixels} or {factor} x {factor}")
-    sides = [round(side / factor) * factor for side in (height, width)]  # half to even: 70 px are 2 blocks
-    if math.prod(sides) > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        sides = [math.floor(side / shrink / factor) * factor for side in (height, width)]
-    elif math.prod(sides) < min_pixels:  # also where a thin side was rounded to 0
-        grow = math.sqrt(min_pixels / (height * width))
-        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
-    return max(factor, sides[0]), max(factor, sides[1])
+# ------------------------------------------------------------- options of an image or video
+
+# They may be set for one image or video, in its message item, or for all, in a call.
+MEDIA_OPTIONS = (
+    "min_pixels",  # of an image or a frame; smaller ones are enlarged
+    "max_pixels",  # of an image or a frame; larger ones are shrunk
+    "total_pixels",  # of all frames of a video together
+    "resized_height",  # a size of one's own choice, in pixels
+    "resized_width",
+    "fps",  # how many frames a second of a video to look at
+    "nframes",  # how many frames in all, in place of fps
+    "min_frames",  # limits of what fps gives
+    "max_frames",
+    "video_start",  # the part of a video to look at, in seconds
+    "video_end",
+)
+# Where the source of an item is looked for (a path, URL, PIL image, array), in this order.
+SOURCE_KEYS = {"image": ("path", "url", "image", "image_url"), "video": ("path", "url", "video")}
 
 
-def patchify(frames: torch.Tensor, ps: int = 14, tps: int = 2, m: int = 2) -> tuple[torch.Tensor, tuple]:
-    """Cuts frames (n, C, H, W) into patches (t*h*w, D) and gives their grid (t, h, w).
+def source_and_options(media: object, kind: str, defaults: Sequence[Options]) -> tuple:
+    """Return the source and the options (a dict) of a message item.
 
-    Patches come in the merger's order: frame pair, 2 x 2 block, place in the block. Values of a patch come in
-    the Conv3d weight's order: channel, frame, row, column. The last frame is repeated to fill its pair.
+    media: the item, or a source alone; kind: "image" or "video". Later defaults override
+    earlier ones, and the item's own options override all of them.
     """
-    n, C, H, W = frames.shape
-    if n % tps:
-        frames = torch.cat([frames, frames[-1:].expand(tps - n % tps, -1, -1, -1)])  # (t*tps, C, H, W)
-    t, h, w = len(frames) // tps, H // ps, W // ps
-    blocks = frames.reshape(t, tps, C, h // m, m, ps, w // m, m, ps)
-    blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/m, w/m, m, m, C, tps, ps, ps)
-    return blocks.reshape(t * h * w, C * tps * ps * ps), (t, h, w)
+    # A source alone is an item that says nothing else.
+    item = media if isinstance(media, dict) else {kind: media}
+    source = None
+    for key in SOURCE_KEYS[kind]:
+        source = item.get(key)
+        if source is not None:
+            break
+    # OpenAI's form: {"image_url": {"url": ...}}.
+    if isinstance(source, dict):
+        source = source.get("url")
+    if source is None:
+        keys = ", ".join(SOURCE_KEYS[kind])
+        raise ValueError(f"no source in {shorten(item)}: {kind}s have one of {keys}")
+
+    # A value of None counts as not given.
+    options = {}
+    for given in (*defaults, item):
+        for key in MEDIA_OPTIONS:
+            if given.get(key) is not None:
+                options[key] = given[key]
+    return source, options
+
+
+def shorten(value: object) -> str:
+    """The first 99 characters of what a value looks like, for error messages."""
+    return f"{value!r:.99}"
+
+
+def check_options(padding: bool | str, return_tensors: str, options: Options) -> None:
+    """ValueError for an unknown option, or for a format that is not supported.
+
+    padding, return_tensors: taken because `transformers` has them; rows are always padded
+    to the longest, and tensors are those of PyTorch.
+    """
+    if padding not in (True, "longest") or return_tensors != "pt":
+        raise ValueError(
+            "only padding=True and return_tensors='pt' are supported: "
+            f"got {padding=}, {return_tensors=}"
+        )
+    for name in options:
+        if name not in MEDIA_OPTIONS:
+            raise ValueError(f"no option {name!r}{suggestion(name, MEDIA_OPTIONS)}")
+
+
+def flatten_nested(media: object) -> list:
+    """One image, a list of images, or nested lists of them as one flat list."""
+    if not isinstance(media, (list, tuple)):
+        return [media]
+    flat = []
+    for part in media:
+        flat += flatten_nested(part)
+    return flat
+
+
+# ------------------------------------------------------------------------- image to patches
+
+
+def round_by_factor(number: float, factor: int) -> int:
+    """The multiple of factor nearest to number; ties go to the even one (70 / 28 = 2.5: 56)."""
+    return round(number / factor) * factor
+
+
+def floor_by_factor(number: float, factor: int) -> int:
+    """The largest multiple of factor that is not above number."""
+    return math.floor(number / factor) * factor
+
+
+def ceil_by_factor(number: float, factor: int) -> int:
+    """The smallest multiple of factor that is not below number."""
+    return math.ceil(number / factor) * factor
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: float = 56 * 56,
+    max_pixels: float = 1280 * 28 * 28,
+) -> tuple[int, int]:
+    """The (height, width) to which an image is resized.
+
+    Multiples of `factor` with nearly the same proportions and an area within the limits. A
+    very thin image may exceed max_pixels, since no side gets shorter than `factor`.
+    ValueError for a side of 0, for one side over 200 times the other, and for limits that
+    exclude each other.
+    """
+    shorter, longer = min(height, width), max(height, width)
+    if shorter < 1 or longer > 200 * shorter:
+        raise ValueError(
+            f"an image of {width} x {height} pixels: one side is 0 or over 200 times the other"
+        )
+    if max_pixels < max(min_pixels, factor**2):  # the smallest result is factor x factor
+        raise ValueError(
+            f"max_pixels {max_pixels} is below min_pixels {min_pixels} or {factor} x {factor}"
+        )
+
+    # Each side to the nearest multiple.
+    new_height = round_by_factor(height, factor)  # may be 0 for a thin image
+    new_width = round_by_factor(width, factor)
+    # Too large or too small: scale both sides alike, then round down or up.
+    if new_height * new_width > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        new_height = floor_by_factor(height / scale, factor)
+        new_width = floor_by_factor(width / scale, factor)
+    elif new_height * new_width < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        new_height = ceil_by_factor(height * scale, factor)
+        new_width = ceil_by_factor(width * scale, factor)
+    return max(factor, new_height), max(factor, new_width)
+
+
+def patchify(
+    frames: Tensor, patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Cut frames (n, channels, height, width) into patches (t * h * w, 1176).
+
+    Also returns their grid (t, h, w). Patches come in the order that the model's merger
+    needs: pair of frames, square of 2 x 2 patches, patch in the square. The values of a
+    patch come in the order of the Conv3d weight: channel, frame, row, column.
+    """
+    # Repeat the last frame until the patches are full. -n % k is what n lacks to a multiple
+    # of k.
+    missing = -len(frames) % temporal_patch_size
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    n, channels, height, width = frames.shape
+    t = n // temporal_patch_size
+    h = height // patch_size
+    w = width // patch_size
+
+    # Split the axes of time, rows and columns. The new axes are numbered in the comments.
+    frames = frames.reshape(
+        t, temporal_patch_size,  # 0 pair, 1 frame in the pair
+        channels,  # 2 channel
+        h // merge_size, merge_size, patch_size,  # rows: 3 of squares, 4 of patches, 5 of pixels
+        w // merge_size, merge_size, patch_size,  # columns: 6 of squares, 7 of patches, 8 of pixels
+    )  # fmt: skip
+    # Patches in order (pair, square, patch in it), and in each its values (channel, frame,
+    # pixel).
+    patches = frames.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return patches.reshape(t * h * w, -1), (t, h, w)
 
 
 @dataclass
 class Qwen2VLImageProcessor:
-    """Pictures to normalised patches as in the reference; the fields are preprocessor_config.json's."""
+    """Turns images into normalised patches.
+
+    All fields but `device` are those of preprocessor_config.json.
+    """
 
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
@@ -84,292 +240,706 @@ class Qwen2VLImageProcessor:
     merge_size: int = 2
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
-    device: str | torch.device = "cpu"  # where torch_resize runs
+    device: str | torch.device = "cpu"  # where torch resizes: videos, and images of the Fast class
 
     @classmethod
-    def from_pretrained(cls, name: Name, **given: Any) -> "Qwen2VLImageProcessor":
-        """A checkpoint's preprocessor_config.json; fields given here, say max_pixels, outweigh the file's."""
-        config = read_json(find_checkpoint(name, weights=False), "preprocessor_config.json")
-        size = config.get("size") or {}  # here newer files state the limits
-        stated = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
-        names, levels = [f.name for f in fields(cls)], (stated, config, given)
-        return cls(**{key: level[key] for level in levels for key in names if level.get(key) is not None})
+    def from_pretrained(cls, name: str | os.PathLike, **given: object) -> "Qwen2VLImageProcessor":
+        """A checkpoint's preprocessor_config.json; `given` fields override it."""
+        folder = load.find_checkpoint(name, weights=False)
+        config = load.read_json(folder, "preprocessor_config.json")
+        # Newer files state the limits as edges, though they are numbers of pixels.
+        size = config.get("size") or {}
+        limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
 
-    def size(self, picture: Image.Image, options: dict) -> tuple[int, int]:
-        """(height, width) for a picture: the nearest to those asked for, else within the limits."""
-        asked = "resized_height" in options or "resized_width" in options
-        height = options.get("resized_height", picture.height)
-        width = options.get("resized_width", picture.width)
-        factor = self.patch_size * self.merge_size
-        limits = (factor**2, math.inf) if asked else (options["min_pixels"], options["max_pixels"])
-        return smart_resize(height, width, factor, *limits)
+        # A file may lack any of them.
+        settings: dict = {}
+        for stated in (limits, config, given):  # the later overrides
+            for f in fields(cls):
+                if stated.get(f.name) is not None:
+                    settings[f.name] = stated[f.name]
+        return cls(**settings)
 
-    def resize(self, pictures: list[Image.Image], height: int, width: int) -> torch.Tensor:
-        """RGB pictures to uint8 (n, C, height, width) by Pillow's bicubic filter."""
-        return pillow_resize(pictures, height, width)
+    def target_size(self, image: Image.Image, options: Options) -> tuple[int, int]:
+        """The (height, width) to which an image is resized.
 
-    def patches(self, frames: torch.Tensor, still: bool = False) -> tuple[torch.Tensor, tuple]:
-        """`patchify`, and each channel brought to about zero mean and unit spread: float32 (t*h*w, D).
-
-        With `still` each frame is a picture, which is shown tps times (section 2.1).
+        options: min_pixels and max_pixels; resized_height and resized_width, where they are
+        given, take the place of the image's own size.
         """
-        tps, device = self.temporal_patch_size, frames.device
-        flat, grid = patchify(frames, self.patch_size, 1 if still else tps, self.merge_size)
-        mean, std = torch.tensor([self.image_mean, self.image_std], device=device).view(2, -1, 1, 1)
-        flat = flat.view(len(flat), len(mean), 1, -1).expand(-1, -1, tps if still else 1, -1)
-        values = fresh(flat.shape, device)
-        for few, made in zip(flat.split(256), values.split(256), strict=True):  # they stay in the cache
-            made.copy_(few).div_(255).sub_(mean).div_(std)
-        return values.flatten(1), grid
+        # Its own size, the limits, and the factor: 28 pixels are the side of a token.
+        height, width = image.height, image.width
+        min_pixels, max_pixels = options["min_pixels"], options["max_pixels"]
+        factor = self.patch_size * self.merge_size
+        # An explicit size ignores the limits: it is only rounded, to at least one token.
+        if "resized_height" in options or "resized_width" in options:
+            height = options.get("resized_height", height)
+            width = options.get("resized_width", width)
+            min_pixels, max_pixels = factor**2, math.inf
+        return smart_resize(height, width, factor, min_pixels, max_pixels)
 
-    def __call__(self, images: Any, **options: Any) -> "BatchFeature":
-        """Sources or message items, one or a list, to pixel_values (P, D) and image_grid_thw (n, 3)."""
-        groups: dict[tuple, list] = {}  # (its size, its new size) -> pictures: they go through at once
-        for i, image in enumerate(flatten(images)):
-            source, wanted = settle(image, "image", vars(self), options)
-            picture = load_image(source)
-            groups.setdefault((picture.size, self.size(picture, wanted)), []).append((i, picture))
-        if not groups:
-            raise ValueError("an image processor needs at least 1 picture: got 0")
-        done = {}  # place -> patches (h*w, D) and grid
-        for (_, size), group in groups.items():
-            frames = self.resize([picture for _, picture in group], *size)  # (n, C, H, W)
-            patches, (_, h, w) = self.patches(frames, still=True)
-            done |= {i: (part, (1, h, w)) for (i, _), part in zip(group, patches.split(h * w), strict=True)}
-        parts, grids = zip(*(done[i] for i in range(len(done))), strict=True)
-        return BatchFeature(pixel_values=join(parts), image_grid_thw=torch.tensor(grids))
+    def resize_images(self, images: list[Image.Image], height: int, width: int) -> Tensor:
+        """RGB images of one size to uint8 (images, 3, height, width), by Pillow."""
+        return pillow_resize(images, height, width)
+
+    def frames_to_patches(
+        self, frames: Tensor, still: bool = False
+    ) -> tuple[Tensor, tuple[int, int, int]]:
+        """Cut frames into normalised float32 patches (t * h * w, 1176) and their grid.
+
+        frames: uint8 (n, 3, height, width). still: the frames are images, each of which
+        fills both frames of its patches (section 2.1).
+        """
+        # A still is cut one frame deep, and the frame is repeated afterwards.
+        depth = 1 if still else self.temporal_patch_size
+        patches, grid = patchify(frames, self.patch_size, depth, self.merge_size)
+        num_patches, channels = len(patches), len(self.image_mean)
+        # Each channel has its own mean and spread.
+        patches = patches.view(num_patches, channels, depth, -1)  # (P, 3, frames, 14 * 14)
+        if still:
+            patches = patches.expand(-1, -1, self.temporal_patch_size, -1)
+        return self.normalise(patches).flatten(1), grid
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """Bytes (P, channels, frames, pixels) to (value / 255 - mean) / std of the channel."""
+        device = patches.device
+        mean = torch.tensor(self.image_mean, device=device).view(-1, 1, 1)
+        std = torch.tensor(self.image_std, device=device).view(-1, 1, 1)
+        # In place and in blocks of 256 patches, which stay in the CPU's cache.
+        values = empty_float32(tuple(patches.shape), device)
+        for source, target in zip(patches.split(256), values.split(256), strict=True):
+            target.copy_(source).div_(255).sub_(mean).div_(std)
+        return values
+
+    def __call__(self, images: object, **options: object) -> BatchFeature:
+        """Turn images, one or a list, into pixel_values and image_grid_thw.
+
+        These are (P, 1176) and (images, 3). An image is a source or a message item with a
+        source. options: any of MEDIA_OPTIONS; those in an item override them.
+        """
+        # This processor's limits are the weakest defaults.
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        opened: list[Image.Image] = []
+        sizes: list[tuple[int, int]] = []
+        for media in flatten_nested(images):
+            source, own_options = source_and_options(media, "image", (limits, options))
+            image = load_image(source)
+            opened.append(image)
+            sizes.append(self.target_size(image, own_options))
+        if not opened:
+            raise ValueError("an image processor needs at least 1 image: got 0")
+
+        # Images of equal sizes are resized, cut and normalised together.
+        patches_of: dict[int, Tensor] = {}
+        for indices in self.group_by_size(opened, sizes):
+            height, width = sizes[indices[0]]
+            resized = self.resize_images([opened[i] for i in indices], height, width)
+            values, _ = self.frames_to_patches(resized, still=True)
+            parts = values.chunk(len(indices))  # each image has the same number of patches
+            patches_of.update(zip(indices, parts, strict=True))
+
+        # Back in the order of the caller.
+        pixel_values = concatenate([patches_of[i] for i in range(len(opened))])
+        side = self.patch_size
+        grids = [(1, height // side, width // side) for height, width in sizes]
+        return BatchFeature(pixel_values=pixel_values, image_grid_thw=torch.tensor(grids))
+
+    def group_by_size(
+        self, images: list[Image.Image], new_sizes: list[tuple[int, int]]
+    ) -> list[list[int]]:
+        """Group the indices of images that have the same size and get the same new size."""
+        groups: dict[tuple, list[int]] = {}
+        for i, image in enumerate(images):
+            both_sizes = (image.size, new_sizes[i])
+            groups.setdefault(both_sizes, []).append(i)
+        return list(groups.values())
 
 
 class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
-    """The same with torch's resize, on any `device`; values may be a few of 255 levels off Pillow's."""
+    """A Qwen2VLImageProcessor that resizes with torch, on any `device`.
 
-    def resize(self, pictures: list[Image.Image], height: int, width: int) -> torch.Tensor:
-        return torch_resize(pictures, height, width, self.device)
+    Pixels may differ from Pillow's by a few of 255 levels. To use it, give it to
+    Qwen2VLProcessor.
+    """
+
+    def resize_images(self, images: list[Image.Image], height: int, width: int) -> Tensor:
+        return torch_resize(images, height, width, self.device)
 
 
-def sample_frames(total: int, rate: float, fps=2.0, nframes=None, min_frames=4, max_frames=768) -> list[int]:
-    """Which n of a clip's `total` frames, `rate` a second, to look at: evenly spread, floor(i * total / n).
-    n is `nframes`, or else `fps` a second within the limits and the clip; then even, for they go in pairs.
+# ------------------------------------------------------------------------- video to patches
+
+
+def sample_frames(
+    total: int,
+    rate: float,
+    fps: float = 2.0,
+    nframes: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+) -> list[int]:
+    """Choose n frames of a video's `total`, evenly spread: i * total // n for i < n.
+
+    rate: the video's frames a second. n is `nframes`, or else what `fps` frames a second
+    give, within the limits and the length of the video; max_frames wins over min_frames. It
+    is rounded down to an even number, since two frames make a patch, but is at least 1.
     """
     if nframes is None:
-        if not (rate > 0 and 0 < fps < math.inf) or min_frames > max(4, max_frames):
-            raise ValueError(f"fps {fps} must be above 0, and min_frames {min_frames} within {max_frames}")
-        nframes = int(min(max(total / rate * fps, min_frames), max_frames, total))
+        if not (rate > 0 and 0 < fps < math.inf):
+            raise ValueError(
+                f"fps {fps} must be above 0 and finite, for a video of {rate} a second"
+            )
+        # A max_frames below the default of min_frames is all right.
+        if min_frames > max(4, max_frames):
+            raise ValueError(f"min_frames {min_frames} is above max_frames {max_frames}")
+        wanted = max(total / rate * fps, min_frames)
+        nframes = int(min(wanted, max_frames, total))
     if not 1 <= nframes <= total:
-        raise ValueError(f"nframes {nframes} does not fit a clip of {total} frames")
+        raise ValueError(f"nframes {nframes} does not fit a video of {total} frames")
+    # An even number of them, spread over the whole video.
     n = max(1, nframes // 2 * 2)
     return [i * total // n for i in range(n)]
 
 
-def video_limits(n: int, options: dict) -> dict:
-    """The limits of one frame out of n, so that all together stay under total_pixels: qwen-vl-utils' rule."""
-    asked = options.get("max_pixels", math.inf)
-    least = options.get("min_pixels", min(128 * 28 * 28, asked))
-    share = options.get("total_pixels", 24576 * 28 * 28) / n * 2  # times 2: two frames cost the tokens of one
-    most = max(min(options.get("max_pixels", 768 * 28 * 28), share), int(1.05 * least))
-    return options | {"min_pixels": least, "max_pixels": min(asked, most)}
+# Default limits of videos, those of qwen-vl-utils.
+MIN_FRAME_PIXELS = 128 * 28 * 28
+MAX_FRAME_PIXELS = 768 * 28 * 28
+TOTAL_PIXELS = 24576 * 28 * 28  # of all frames together
 
 
-def video_patches(processor: Qwen2VLImageProcessor, video: Any, *levels: dict) -> tuple[torch.Tensor, tuple]:
-    """One clip, a source or a message item, to normalised patches (t*h*w, D) and its grid (t, h, w)."""
-    source, options = settle(video, "video", *levels)
-    sampling = {key: options[key] for key in SAMPLING if key in options}
-    start, end = sampling.pop("video_start", 0), sampling.pop("video_end", math.inf)  # seconds
+def video_limits(num_frames: int, options: Options) -> Options:
+    """The options, with limits of a frame such that all frames stay within total_pixels.
 
-    def choose(total: int, rate: float) -> list[int]:
-        first, stop = math.ceil(max(0, start) * rate), int(min(total, end * rate + 1))
-        if stop <= first:
-            raise ValueError(f"none of its {total / rate:.2f} s lies in {start} to {end} s")
-        return [first + i for i in sample_frames(stop - first, rate, **sampling)]
-
-    def fit(frame: Image.Image, n: int) -> torch.Tensor:
-        return torch_resize([frame], *processor.size(frame, video_limits(n, options)), processor.device)
-
-    frames = read_video(source, choose, fit)
-    if len(shapes := {tuple(frame.shape[2:]) for frame in frames}) > 1:
-        raise ValueError(f"the frames of {describe(source)} differ in size: {' and '.join(map(str, shapes))}")
-    return processor.patches(torch.cat(frames))
-
-
-IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-SLOTS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-# These name things and places in a picture and are a part of the language: tokens wherever they stand.
-GROUNDING = [f"<|{what}_{side}|>" for what in ("object_ref", "box", "quad") for side in ("start", "end")]
-Pieces = list[tuple[str, bool]]  # (text, whether it is a token of its own)
-
-
-def contents(message: Any) -> list[tuple[str, dict]]:
-    """A message's items, each with its kind: image, video or text, by type or key as in the template."""
-    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-        raise ValueError(f"a message is a dict with the role system, user or assistant: got {message!r:.99}")
-    content, pairs = message.get("content"), []
-    for item in content if isinstance(content, (list, tuple)) else [{"text": content}]:
-        names = [item.get("type"), *item] if isinstance(item, dict) else []
-        kind = next((kind for kind in ("image", "image_url", "video") if kind in names), "text")
-        if kind == "text" and not (names and isinstance(item.get("text"), str)):
-            raise ValueError(f"content is text, or items of type text, image or video: got {item!r:.99}")
-        pairs.append((kind.removesuffix("_url"), item))
-    return pairs
-
-
-def render(talk: list[dict], add_generation_prompt: bool = False, add_vision_id: bool = False) -> Pieces:
-    """A conversation as the official Jinja template writes it, but in pieces, which tell the control tokens
-    that the template set from those that a user spelt: what a user writes never becomes one.
+    The rule is that of fetch_video in qwen-vl-utils.
     """
-    pieces, seen = [], {"image": 0, "video": 0}
-    if isinstance(talk[0], dict) and talk[0].get("role") != "system":
-        talk = [{"role": "system", "content": "You are a helpful assistant."}, *talk]
-    for message in talk:
-        items = contents(message)
-        pieces += [(IM_START, True), (message["role"] + "\n", False)]
+    # A default lower limit never excludes a stated upper one.
+    stated_max = options.get("max_pixels")
+    min_pixels = options.get("min_pixels", MIN_FRAME_PIXELS)
+    if stated_max is not None and "min_pixels" not in options:
+        min_pixels = min(min_pixels, stated_max)
+
+    # A frame's share of the total, times 2 since two frames make one patch.
+    share = options.get("total_pixels", TOTAL_PIXELS) / num_frames * 2
+    max_pixels = min(share, MAX_FRAME_PIXELS if stated_max is None else stated_max)
+    # Even a small share leaves some room above the lower limit, but no more than is stated.
+    max_pixels = max(max_pixels, int(1.05 * min_pixels))
+    if stated_max is not None:
+        max_pixels = min(max_pixels, stated_max)
+    return {**options, "min_pixels": min_pixels, "max_pixels": max_pixels}
+
+
+class VideoReader:
+    """Reads the frames of one video that the model sees, already resized.
+
+    Its methods answer what `read_video` asks while it decodes: which frames to keep, and in
+    which size. Of a list of frames all are kept. options: any of MEDIA_OPTIONS.
+    """
+
+    def __init__(self, processor: Qwen2VLImageProcessor, options: Options) -> None:
+        self.processor = processor
+        self.options = options
+
+    def read(self, video: VideoSource) -> Tensor:
+        """The frames as uint8 (n, 3, height, width)."""
+        # Each frame is resized as soon as it is decoded.
+        frames = read_video(video, self.choose_frames, self.prepare_frame)
+        sizes = {tuple(frame.shape[2:]) for frame in frames}
+        if len(sizes) > 1:
+            names = " and ".join(str(size) for size in sizes)
+            raise ValueError(f"the frames of {describe(video)} differ in size: {names}")
+        return torch.cat(frames)
+
+    def choose_frames(self, total: int, rate: float) -> list[int]:
+        """Indices of the frames to keep of `total` frames, `rate` a second."""
+        # The frames of the part between video_start and video_end, in seconds. Frame i is
+        # shown at i / rate, and the one at video_end belongs to the part.
+        start = self.options.get("video_start", 0)
+        end = self.options.get("video_end", math.inf)
+        first = math.ceil(max(0, start) * rate)
+        stop = int(min(total, end * rate + 1))
+        if stop <= first:
+            seconds = total / rate
+            raise ValueError(f"none of its {seconds:.2f} s lies in {start} to {end} s")
+
+        settings = {}
+        for name in ("fps", "nframes", "min_frames", "max_frames"):
+            if name in self.options:
+                settings[name] = self.options[name]
+        # Choose among them, and count from the beginning of the video again.
+        chosen = sample_frames(stop - first, rate, **settings)
+        return [first + i for i in chosen]
+
+    def prepare_frame(self, frame: Image.Image, num_frames: int) -> Tensor:
+        """A decoded frame, one of num_frames, as uint8 (1, 3, height, width)."""
+        options = video_limits(num_frames, self.options)
+        height, width = self.processor.target_size(frame, options)
+        # By torch also where images are resized by Pillow, as in the reference.
+        return torch_resize([frame], height, width, self.processor.device)
+
+
+def video_patches(
+    processor: Qwen2VLImageProcessor, video: object, defaults: Sequence[Options] = ()
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Turn one video into normalised patches (t * h * w, 1176) and their grid (t, h, w).
+
+    video: a source or a message item; defaults: as in source_and_options.
+    """
+    source, options = source_and_options(video, "video", defaults)
+    frames = VideoReader(processor, options).read(source)
+    return processor.frames_to_patches(frames)
+
+
+# ----------------------------------------------------------------------------- the template
+
+IM_START, IM_END, ENDOFTEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+PLACEHOLDERS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+# They mark objects and boxes in text. Unlike other control tokens they count in a user's
+# text, too.
+GROUNDING_TOKENS = [
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+]
+DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+ROLES = ("system", "user", "assistant")
+
+
+class Piece(NamedTuple):
+    """A part of a rendered prompt: a control token that the template has inserted, or text."""
+
+    text: str
+    is_control: bool
+
+
+class Turn(NamedTuple):
+    """A parsed message: who speaks, and the items, each with its kind."""
+
+    role: str
+    items: list[tuple[str, Item]]
+
+
+def parse_conversation(conversation: Sequence[Message]) -> list[Turn]:
+    """The turns of a conversation; ValueError for what is no message or item.
+
+    A conversation without a system message gets the official one.
+    """
+    # All messages first, so that a wrong one is found before anything is rendered.
+    turns = [parse_message(message) for message in conversation]
+    if turns[0].role != "system":
+        turns.insert(0, parse_message(DEFAULT_SYSTEM))
+    return turns
+
+
+def parse_message(message: Message) -> Turn:
+    """The role and the items of a message; content that is a string is one item of text."""
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise ValueError(
+            f"a message is a dict with the role system, user or assistant: got {shorten(message)}"
+        )
+    # Content is a string, or a list of items.
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)):
+        content = [{"type": "text", "text": content}]
+    return Turn(message["role"], [(item_kind(item), item) for item in content])
+
+
+def item_kind(item: Item) -> str:
+    """The kind of an item, by its type or a key, as in the official template.
+
+    Where several would fit it is "image", then "video", then "text".
+    """
+    if isinstance(item, dict):
+        for name in ("image", "image_url", "video"):
+            if name == item.get("type") or name in item:
+                return name.removesuffix("_url")
+        if isinstance(item.get("text"), str):
+            return "text"
+    raise ValueError(f"content is text, or items of type text, image or video: got {shorten(item)}")
+
+
+def render(
+    turns: Sequence[Turn], add_generation_prompt: bool = False, add_vision_id: bool = False
+) -> list[Piece]:
+    """A conversation as the official Jinja template writes it, in pieces.
+
+    Control tokens are kept apart from text, so that a user who types "<|im_end|>" gets text
+    and not a control token. add_vision_id: number the images and videos, "Picture 1: ".
+    """
+    pieces = []
+    counts = {"image": 0, "video": 0}
+    # <|im_start|>role, the content, <|im_end|> for every turn.
+    for role, items in turns:
+        pieces.append(Piece(IM_START, is_control=True))
+        pieces.append(Piece(role + "\n", is_control=False))
         for kind, item in items:
             if kind == "text":
-                pieces += [(item["text"], False)]
-            else:
-                seen[kind] += 1
-                name = f"{'Picture' if kind == 'image' else 'Video'} {seen[kind]}: " * add_vision_id
-                pieces += [(name, False), (VISION_START, True), (SLOTS[kind], True), (VISION_END, True)]
-        pieces += [(IM_END, True), ("\n", False)]
-    return pieces + [(IM_START, True), ("assistant\n", False)] * add_generation_prompt
+                pieces.append(Piece(item["text"], is_control=False))
+                continue
+            # An image or video: a label if asked for, and a placeholder between two marks.
+            counts[kind] += 1
+            if add_vision_id:
+                label = "Picture" if kind == "image" else "Video"
+                pieces.append(Piece(f"{label} {counts[kind]}: ", is_control=False))
+            pieces.append(Piece(VISION_START, is_control=True))
+            pieces.append(Piece(PLACEHOLDERS[kind], is_control=True))
+            pieces.append(Piece(VISION_END, is_control=True))
+        pieces.append(Piece(IM_END, is_control=True))
+        pieces.append(Piece("\n", is_control=False))
+
+    # The beginning of an answer, which the model continues.
+    if add_generation_prompt:
+        pieces.append(Piece(IM_START, is_control=True))
+        pieces.append(Piece("assistant\n", is_control=False))
+    return pieces
 
 
-def split_tokens(text: str, tokens: Iterable[str]) -> Pieces:
-    """Text cut before and after each of the given tokens."""
-    parts = re.split("(" + "|".join(map(re.escape, tokens)) + ")", text)
-    return [(part, i % 2 == 1) for i, part in enumerate(parts) if part]
+# ----------------------------------------------------------------------------------- tokens
 
 
-# A byte-level vocabulary (GPT-2's) spells bytes as letters: printable ones as they are, the rest from 256.
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-OTHERS = [b for b in range(256) if b not in PRINTABLE]
-BYTE_OF = {chr(b): bytes([b]) for b in PRINTABLE} | {chr(256 + i): bytes([b]) for i, b in enumerate(OTHERS)}
+def split_at_tokens(text: str, tokens: Iterable[str]) -> list[Piece]:
+    """Text cut before and after each of the given tokens; those are the control pieces."""
+    pattern = "|".join(re.escape(token) for token in tokens)
+    pieces = []
+    # The group in the pattern makes re.split keep the tokens: text and tokens come in turn.
+    is_token = False
+    for part in re.split(f"({pattern})", text):
+        if part:
+            pieces.append(Piece(part, is_token))
+        is_token = not is_token
+    return pieces
+
+
+def expand_placeholders(ids: list[int], counts: Mapping[int, Iterator[int]]) -> list[int]:
+    """Repeat each placeholder token once for every token of its image or video.
+
+    counts: by the placeholder's id, how many tokens each image (or video) becomes. A
+    placeholder takes the next count, and those that are left are for the rows that follow.
+    """
+    expanded = []
+    for token in ids:
+        repeats = next(counts[token]) if token in counts else 1
+        expanded += [token] * repeats
+    return expanded
+
+
+def bytes_of_characters() -> dict[str, bytes]:
+    """The byte that each character of a byte-level vocabulary stands for.
+
+    GPT-2's tokenizer, and Qwen2's like it, writes every byte as a printable character:
+    printable bytes as themselves, the others as the characters from 256 on.
+    """
+    # The ranges are those of bytes_to_unicode in GPT-2.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): bytes([byte]) for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    for i, byte in enumerate(others):
+        table[chr(256 + i)] = bytes([byte])
+    return table
+
+
+BYTE_OF = bytes_of_characters()
 
 
 class TextStream:
-    """Ids to text, one at a time: a letter spread over several tokens comes out once, whole."""
+    """Decodes ids one at a time.
 
-    def __init__(self, tokenizer: Tokenizer, dropped: Iterable[str] = (IM_END, PAD)):
-        self.tokenizer, self.dropped = tokenizer, set(dropped)
-        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # holds back 3 bytes at most
+    A character that is spread over several tokens is returned whole, with the last of them.
+    dropped: tokens that give no text, by default those that end an answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, dropped: Iterable[str] = (IM_END, ENDOFTEXT)) -> None:
+        self.tokenizer = tokenizer
+        self.dropped = set(dropped)
+        self.added = tokenizer.get_added_tokens_decoder()  # by id; their text is not byte-level
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps unfinished characters
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes: none inside a letter, U+FFFD for an id without a token."""
+        """Return the text that this token completes, "" inside a character.
+
+        U+FFFD for an id without a token, and for a character that another token interrupts.
+        """
         token = self.tokenizer.id_to_token(int(token_id))
-        if token in self.dropped:
-            return ""
         if token is None:
             return self.utf8.decode(b"\xff")  # never valid in UTF-8, hence U+FFFD
-        return self.utf8.decode(b"".join(BYTE_OF.get(letter, letter.encode()) for letter in token))
+        if token in self.dropped:
+            return ""
+        if int(token_id) in self.added:
+            return self.utf8.decode(token.encode())
+        token_bytes = [BYTE_OF.get(character, character.encode()) for character in token]
+        return self.utf8.decode(b"".join(token_bytes))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished letter, else nothing."""
+        """Return what is left at the end: U+FFFD for an unfinished character, else ""."""
         return self.utf8.decode(b"", final=True)
 
 
-class Qwen2VLProcessor:
-    """Conversations, or rendered strings and their media, to what the model takes as keyword arguments."""
+# -------------------------------------------------------------------------------- processor
 
-    def __init__(self, image_processor: Any, tokenizer: Tokenizer, limits=(), longest=math.inf):
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.limits, self.longest = limits, longest  # for clips: the checkpoint's, outweighed by the caller's
-        tokenizer.encode_special_tokens = True  # as plain text: only `encode` below sets control tokens
-        self.special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-        needed = IM_START, IM_END, PAD, VISION_START, VISION_END, *SLOTS.values(), *GROUNDING
-        if missing := [token for token in needed if token not in self.special]:
-            raise ValueError(f"the tokenizer is not one of Qwen2-VL: it lacks {', '.join(missing)}")
-        self.text_stream = partial(TextStream, tokenizer)  # a fresh decoder for one row of generated ids
-        self.eos_token_id, self.pad_token_id = self.special[IM_END], self.special[PAD]
-        self.image_token_id, self.video_token_id = (self.special[slot] for slot in SLOTS.values())
+
+class Qwen2VLProcessor:
+    """Turns conversations, or rendered strings and their media, into the model's inputs.
+
+    video_defaults: options of videos, of which later ones override earlier ones.
+    max_tokens: a longer prompt is an error. The tokenizer is set to take control tokens in
+    a string as plain text; only `encode` inserts them.
+    """
+
+    def __init__(
+        self,
+        image_processor: Qwen2VLImageProcessor,
+        tokenizer: Tokenizer,
+        video_defaults: Sequence[Options] = (),
+        max_tokens: float = math.inf,
+    ) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.video_defaults = video_defaults
+        self.max_tokens = max_tokens
+        tokenizer.encode_special_tokens = True  # as plain text, that is
+
+        # Ids of the control tokens, by their text.
+        added_tokens = tokenizer.get_added_tokens_decoder()
+        self.special_tokens = {}
+        for token_id, token in added_tokens.items():
+            if token.special:
+                self.special_tokens[token.content] = token_id
+        # All that is used here must be there.
+        needed = [IM_START, IM_END, ENDOFTEXT, VISION_START, VISION_END]
+        needed += [*PLACEHOLDERS.values(), *GROUNDING_TOKENS]
+        missing = [token for token in needed if token not in self.special_tokens]
+        if missing:
+            raise ValueError(f"this is no tokenizer of Qwen2-VL: it lacks {', '.join(missing)}")
+        self.eos_token_id = self.special_tokens[IM_END]
+        self.pad_token_id = self.special_tokens[ENDOFTEXT]
+        self.image_token_id = self.special_tokens[PLACEHOLDERS["image"]]
+        self.video_token_id = self.special_tokens[PLACEHOLDERS["video"]]
 
     @classmethod
-    def from_pretrained(cls, name: Name, min_pixels=None, max_pixels=None) -> "Qwen2VLProcessor":
-        """The processor of a folder, "tiny" or a Hub name; limits in px, for pictures and frames of clips."""
-        folder = find_checkpoint(name, weights=False)
-        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        longest = read_config(folder).get("max_position_embeddings", math.inf)
-        pictures = Qwen2VLImageProcessor.from_pretrained(folder, **limits)
-        clips = read_json(folder, "video_preprocessor_config.json", optional=True)  # most have none
-        return cls(pictures, load_tokenizer(folder), (clips, limits), longest)
+    def from_pretrained(
+        cls, name: str | os.PathLike, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> "Qwen2VLProcessor":
+        """The processor of "tiny", a folder, or a Hub repository.
 
-    def encode(self, pieces: Pieces) -> list[int]:
-        """Pieces to ids; text is joined up to the next control token first, for words merge across pieces."""
+        min_pixels, max_pixels: limits for images and for the frames of videos.
+        """
+        folder = load.find_checkpoint(name, weights=False)
+        image_processor = Qwen2VLImageProcessor.from_pretrained(
+            folder, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        # Limits of videos: those of a file of their own, which most checkpoints don't have,
+        # then the caller's. The limits in preprocessor_config.json are those of images.
+        stated = load.read_json(folder, "video_preprocessor_config.json", optional=True)
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
+        return cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+
+    def text_stream(self) -> TextStream:
+        """A decoder for one row of generated ids, to print them as they come."""
+        return TextStream(self.tokenizer)
+
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
+        """Turn pieces into ids.
+
+        Text is collected up to the next control token, since the tokenizer may merge
+        characters across the border of two pieces.
+        """
         ids = []
-        for control, run in groupby(pieces, key=lambda piece: piece[1]):
-            text = "".join(text for text, _ in run)
-            text.encode()  # half a surrogate pair is a ValueError here, deeper down a TypeError
-            for part, token in split_tokens(text, self.special if control else GROUNDING):
-                ids += [self.special[part]] if token else self.tokenizer.encode(part).ids
+        text = ""
+        # A control token is an id of its own and ends the text before it.
+        for piece_text, is_control in pieces:
+            if not is_control:
+                text += piece_text
+                continue
+            ids += self.encode_text(text)
+            ids.append(self.special_tokens[piece_text])
+            text = ""
+        return ids + self.encode_text(text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Turn text into ids. Control tokens in it stay text, except those of grounding."""
+        text.encode()  # half a surrogate pair is a ValueError here; the tokenizer has a TypeError
+        ids = []
+        # Between them the tokenizer takes over.
+        for part, is_control in split_at_tokens(text, GROUNDING_TOKENS):
+            if is_control:
+                ids.append(self.special_tokens[part])
+            else:
+                ids += self.tokenizer.encode(part).ids
         return ids
 
     def apply_chat_template(
-        self, conversation: list, tokenize=False, add_generation_prompt=False, add_vision_id=False, **options
-    ) -> Any:
-        """One conversation or a list: rendered, or with `tokenize` as input_ids (B, T), with return_dict=True
-        too as all that the model takes. Other `options` are those of `batch`, with video_fps for fps.
+        self,
+        conversation: Sequence,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        add_vision_id: bool = False,
+        return_dict: bool = False,
+        video_fps: float | None = None,
+        padding: bool | str = True,
+        return_tensors: str = "pt",
+        **options: object,
+    ) -> str | list[str] | Tensor | BatchFeature:
+        """Render one conversation or a list of them, and turn them into the model's inputs.
+
+        The arguments are those of `transformers`. Without `tokenize` returns a string or a
+        list of strings, with it input_ids (B, T), with `return_dict` as well all that the
+        model takes. add_generation_prompt: end with the beginning of an answer. video_fps:
+        the option fps. options: any of MEDIA_OPTIONS, for all images and videos.
         """
-        if not isinstance(conversation, (list, tuple)) or not conversation or not all(conversation):
-            raise ValueError(f"a conversation is a list of at least 1 message: got {conversation!r:.99}")
-        many = isinstance(conversation[0], (list, tuple))
-        talks = conversation if many else [conversation]
-        rows = [render(talk, add_generation_prompt, add_vision_id) for talk in talks]
+        check_options(padding, return_tensors, options)
+        is_list = isinstance(conversation, (list, tuple))
+        if not is_list or not conversation or not all(conversation):
+            raise ValueError(
+                f"a conversation is a list of at least 1 message: got {shorten(conversation)}"
+            )
+        is_batch = isinstance(conversation[0], (list, tuple))
+        conversations = conversation if is_batch else [conversation]
+
+        # A batch of prompts: parsed once, then rendered.
+        prompts = [parse_conversation(messages) for messages in conversations]
+        rows = [render(turns, add_generation_prompt, add_vision_id) for turns in prompts]
         if not tokenize:
-            texts = ["".join(text for text, _ in row) for row in rows]
-            return texts if many else texts[0]
-        items = [pair for talk in talks for message in talk for pair in contents(message)]
-        media = {slot: [item for kind, item in items if kind == slot] for slot in SLOTS}
-        return_dict, fps = options.pop("return_dict", False), options.pop("video_fps", None)
-        inputs = self.batch(rows, media, **{"fps": fps} | options)
+            texts = ["".join(piece.text for piece in row) for row in rows]
+            return texts if is_batch else texts[0]
+
+        # Images and videos in the order of their placeholders.
+        items = [pair for turns in prompts for turn in turns for pair in turn.items]
+        images = [item for kind, item in items if kind == "image"]
+        videos = [item for kind, item in items if kind == "video"]
+        if options.get("fps") is None:
+            options["fps"] = video_fps
+        inputs = self.batch(rows, images, videos, options)
         return inputs if return_dict else inputs["input_ids"]
 
-    def __call__(self, text: str | list, images: Any = None, videos: Any = None, **options) -> BatchFeature:
-        """Rendered strings, and media in the order of their slots, to model inputs; `options` as in `batch`.
-        What spells a control token here is one. A clip that is a list of frames stands in a list of clips.
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        images: object = None,
+        videos: object = None,
+        padding: bool | str = True,
+        return_tensors: str = "pt",
+        **options: object,
+    ) -> BatchFeature:
+        """Turn rendered strings and their images and videos into the model's inputs.
+
+        Control tokens in these strings count, so they must not hold what a user wrote: for
+        that there is apply_chat_template. images, videos: one or a list, in the order of
+        the placeholders; one video that is a list of frames stands in a list of videos.
+        options: any of MEDIA_OPTIONS.
         """
+        check_options(padding, return_tensors, options)
         texts = [text] if isinstance(text, str) else text
-        if not texts or not all(isinstance(one, str) for one in texts):
-            raise ValueError(f"text must be a string or a list of at least 1 string: got {text!r:.99}")
-        clips = list(videos) if isinstance(videos, (list, tuple)) else [videos]
-        media = {"image": [] if images is None else flatten(images), "video": [] if videos is None else clips}
-        return self.batch([split_tokens(one, self.special) for one in texts], media, **options)
+        is_list = isinstance(texts, (list, tuple))
+        if not is_list or not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError(
+                f"text must be a string or a list of at least 1 string: got {shorten(text)}"
+            )
+        image_list = [] if images is None else flatten_nested(images)
+        if videos is None:
+            video_list = []
+        elif isinstance(videos, (list, tuple)):
+            video_list = list(videos)
+        else:
+            video_list = [videos]
+        rows = [split_at_tokens(one, self.special_tokens) for one in texts]
+        return self.batch(rows, image_list, video_list, options)
 
-    def batch(self, rows: list, media: dict, padding=True, return_tensors="pt", **options) -> BatchFeature:
-        """Rows of pieces, and media in the order of their slots, to input_ids and attention_mask (B, T),
-        pixel_values (P, D) and image_grid_thw (n, 3), pixel_values_videos and video_grid_thw.
+    def batch(
+        self, rows: Sequence[Iterable[Piece]], images: list, videos: list, options: Options
+    ) -> BatchFeature:
+        """Turn rows of pieces and their media, in order, into the model's inputs.
+
+        Returns input_ids and attention_mask (B, T), padded on the left; where there are
+        images pixel_values (P, 1176) and image_grid_thw (images, 3); where there are videos
+        pixel_values_videos and video_grid_thw.
         """
-        if not padding or return_tensors != "pt":
-            raise ValueError(f"rows come padded as 'pt' tensors: got {padding=}, {return_tensors=}")
-        if unknown := options.keys() - {*SIZING, *SAMPLING}:
-            raise ValueError(f"no option {', '.join(unknown)}: there are {', '.join(SIZING + SAMPLING)}")
-        ids, inputs, m = [self.encode(row) for row in rows], BatchFeature(), self.image_processor.merge_size
-        for kind, slot in ("image", self.image_token_id), ("video", self.video_token_id):
-            if (slots := sum(row.count(slot) for row in ids)) != (given := len(media[kind])):
-                raise ValueError(f"{kind} slots in the prompt: {slots}, {kind}s given: {given}")
-        if media["image"]:
-            inputs |= self.image_processor(media["image"], **options)
-        if media["video"]:
-            made = [video_patches(self.image_processor, one, *self.limits, options) for one in media["video"]]
-            inputs["pixel_values_videos"] = join([patches for patches, _ in made])  # (P, D)
-            inputs["video_grid_thw"] = torch.tensor([grid for _, grid in made])  # (n, 3)
-        grids = {self.image_token_id: "image_grid_thw", self.video_token_id: "video_grid_thw"}
-        N = {slot: iter(inputs[grid].prod(-1) // m**2) for slot, grid in grids.items() if grid in inputs}
-        ids = [[i for i in row for _ in range(next(N[i]) if i in N else 1)] for row in ids]  # N tokens a slot
-        if (T := max(map(len, ids))) > self.longest:
-            cheaper = "lower max_pixels, fps or nframes"
-            raise ValueError(f"the prompt has {T} tokens, this model reads at most {self.longest}: {cheaper}")
-        mask = [[0] * (T - len(row)) + [1] * len(row) for row in ids]  # left: all rows end together
-        ids = [[self.pad_token_id] * (T - len(row)) + row for row in ids]
-        return BatchFeature(inputs, input_ids=torch.LongTensor(ids), attention_mask=torch.LongTensor(mask))
+        # Count the placeholders first, before any image is opened.
+        ids = [self.encode(row) for row in rows]
+        self.check_count(ids, self.image_token_id, "image", len(images))
+        self.check_count(ids, self.video_token_id, "video", len(videos))
+        inputs = BatchFeature()
+        if images:
+            inputs.update(self.image_processor(images, **options))
+        if videos:
+            inputs.update(self.process_videos(videos, options))
 
-    def decode(self, ids: Any, skip_special_tokens=False, clean_up_tokenization_spaces=False) -> str:
-        """One row of ids to text, control tokens included unless `skip_special_tokens`."""
-        stream = TextStream(self.tokenizer, self.special if skip_special_tokens else ())
-        text = "".join(map(stream.push, ids)) + stream.finish()
-        if clean_up_tokenization_spaces:  # English spacing, the same ten replacements as the reference's
-            text = re.sub(" ([.?!,])", r"\1", text).replace(" ' ", "'")
+        # Then each placeholder as often as its image or video has tokens.
+        counts = {}
+        if images:
+            counts[self.image_token_id] = iter(self.token_counts(inputs["image_grid_thw"]))
+        if videos:
+            counts[self.video_token_id] = iter(self.token_counts(inputs["video_grid_thw"]))
+        expanded = [expand_placeholders(row, counts) for row in ids]
+        inputs["input_ids"], inputs["attention_mask"] = self.pad(expanded)
+        return inputs
+
+    def token_counts(self, grid_thw: Tensor) -> list[int]:
+        """How many tokens each image or video becomes; grid_thw: (images, 3) in patches."""
+        patches_per_token = self.image_processor.merge_size**2
+        return (grid_thw.prod(-1) // patches_per_token).tolist()
+
+    def check_count(self, ids: list[list[int]], placeholder: int, kind: str, given: int) -> None:
+        """ValueError unless the prompts have a placeholder for each image (or video) given."""
+        # Over the whole batch, since media are given for all rows together.
+        found = sum(row.count(placeholder) for row in ids)
+        if found != given:
+            raise ValueError(f"{kind} placeholders in the prompt: {found}, {kind}s given: {given}")
+
+    def process_videos(self, videos: list, options: Options) -> BatchFeature:
+        """Turn videos into pixel_values_videos (P, 1176) and video_grid_thw (videos, 3)."""
+        patches, grids = [], []
+        for video in videos:
+            defaults = (*self.video_defaults, options)
+            values, grid = video_patches(self.image_processor, video, defaults)
+            patches.append(values)
+            grids.append(grid)
+        video_grid_thw = torch.tensor(grids)
+        return BatchFeature(pixel_values_videos=concatenate(patches), video_grid_thw=video_grid_thw)
+
+    def pad(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Turn rows of ids into input_ids and attention_mask (B, T).
+
+        Padding is on the left, so that every row ends with the last token of its prompt,
+        where generation continues.
+        """
+        # The longest row decides, and must fit the model.
+        length = max(len(row) for row in ids)
+        if length > self.max_tokens:
+            raise ValueError(
+                f"the prompt has {length} tokens, this model reads at most {self.max_tokens}: "
+                "lower max_pixels, fps or nframes"
+            )
+        input_ids, attention_mask = [], []
+        for row in ids:
+            missing = length - len(row)
+            input_ids.append([self.pad_token_id] * missing + row)
+            attention_mask.append([0] * missing + [1] * len(row))
+        mask = torch.tensor(attention_mask, dtype=torch.long)
+        return torch.tensor(input_ids, dtype=torch.long), mask
+
+    def decode(
+        self,
+        ids: Iterable[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
+        """Turn one row of ids into text; skip_special_tokens leaves out control tokens."""
+        dropped = self.special_tokens if skip_special_tokens else ()
+        # As if the tokens came one at a time.
+        stream = TextStream(self.tokenizer, dropped)
+        text = "".join(stream.push(token_id) for token_id in ids) + stream.finish()
+        if clean_up_tokenization_spaces:  # " ." to ".", " n't" to "n't" ..., as the reference does
+            text = re.sub(" ([.?!,])", r"\1", text)
+            text = text.replace(" ' ", "'")
             text = re.sub(" (n't|'m|'s|'ve|'re)", r"\1", text)
         return text
 
-    def batch_decode(self, ids: Any, **options: bool) -> list[str]:
-        """Rows of ids (B, T) to texts, with the options of `decode`."""
-        return [self.decode(row, **options) for row in ids]
+    def batch_decode(
+        self,
+        ids: Iterable[Iterable[int]],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> list[str]:
+        """Turn rows of ids (B, T) into texts, with the options of `decode`."""
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]

@@ -1,24 +1,35 @@
-"""Qwen2-VL (arXiv 2409.12191): pictures, videos and text in, text out, from plain PyTorch operations.
+"""Qwen2-VL (arXiv 2409.12191): images, videos and text in, text out.
 
-From top to bottom: configuration, rotary positions, attention, vision transformer, 3D positions (M-RoPE),
-decoder, sampling, the whole model, command line. Unlike in a plain vision-language model
-  * a picture keeps its own size: each patch of 14 x 14 pixels is a token of the vision transformer, and 2 x 2
-    of those become one token of the decoder, so the number of tokens follows the picture (section 2.1);
-  * the vision transformer knows where a patch is by turning queries and keys by its row and column (2D RoPE),
-    the decoder where a token is by three numbers: time, row and column (M-RoPE, section 2.1).
+Plain PyTorch, from top to bottom: configuration, rotary positions, attention, vision
+transformer, M-RoPE positions, decoder, sampling, generation loop, and the whole model. Two
+things differ from a plain vision-language model:
 
-Module attributes carry the official checkpoint's names. Locals carry these letters:
-  B batch   T tokens in this call   S tokens so far (cache + T)   P patches of a frame   D width
-  t, h, w a grid in patches: frames/2, rows, columns   H, K query and key-value heads   d size of a head
+  * An image keeps its own size. Each patch of 14 x 14 pixels is a token of the vision
+    transformer, and 2 x 2 of those become one token of the decoder, so a larger image gives
+    more tokens (section 2.1 of the paper).
+  * Positions have more than one axis. The vision transformer rotates queries and keys by a
+    patch's row and column (2D RoPE), the decoder by a token's time, row and column (M-RoPE,
+    section 2.1).
+
+Module attributes carry the names of the official checkpoint. "The reference" is the
+implementation in `transformers`, whose results this file reproduces. Shapes are written in
+these letters:
+
+  B  batch          T  tokens in this call     S  tokens so far: those in the cache and these T
+  H  query heads    K  key-value heads         d  size of a head
+  P  patches of one frame                      D  hidden size, of the decoder or the vision part
+  t, h, w           a grid in patches: pairs of frames, rows, columns
+  1176              values of a patch: 3 channels * 2 frames * 14 * 14 pixels
+
+A patch is two frames deep, so a "frame" of the vision transformer is a pair of a video's
+frames; an image stands for both. processor.py makes the inputs: pixel_values are normalised
+patches, and input_ids have a placeholder token for each 2 x 2 patches.
 """
 
-import argparse
-import contextlib
-import functools
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -27,32 +38,38 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-import fast
-import load
-import stages
+import load  # reading checkpoints
+from qwen2vl_extras import compiled, flash, quantized
+from qwen2vl_extras.errors import raise_not_finite, refuse_unknown
 
-VISION_NORM_EPS, VISION_ROPE_THETA = 1e-6, 10_000.0  # in the released code, but not in config.json
-IMPLEMENTATIONS = ("eager", "sdpa", "blocks", "flash_attention_2")
+# Constants of the architecture that the official config.json leaves out.
+VISION_NORM_EPS = 1e-6
+VISION_ROPE_THETA = 10_000.0
+
+ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "chunked", "flash_attention_2")
+
+
+# ---------------------------------------------------------------------------- configuration
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision transformer's sizes: `vision_config` in config.json."""
+    """Sizes of the vision transformer: the section `vision_config` of config.json."""
 
-    depth: int
+    depth: int  # number of transformer blocks
     embed_dim: int  # D of the vision transformer
     num_heads: int
     mlp_ratio: float
     in_chans: int
-    hidden_size: int  # D of the decoder, which the merger puts out
-    patch_size: int
-    spatial_merge_size: int
-    temporal_patch_size: int
+    hidden_size: int  # D of the decoder, under its official name: the merger's output
+    patch_size: int  # 14 pixels
+    spatial_merge_size: int  # 2: a token is made of 2 x 2 patches
+    temporal_patch_size: int  # 2: a patch is two frames deep
 
 
 @dataclass(frozen=True)
 class Qwen2VLConfig:
-    """The model's sizes and token ids: the official flat config.json, every field required."""
+    """Sizes and token ids of the whole model, as in config.json; every field is required."""
 
     vocab_size: int
     hidden_size: int  # D of the decoder
@@ -63,7 +80,7 @@ class Qwen2VLConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    mrope_section: list[int]  # how many of the d/2 frequencies turn with time, row, column
+    mrope_section: list[int]  # how many of the d/2 frequencies rotate by time, by row and by column
     tie_word_embeddings: bool
     bos_token_id: int
     eos_token_id: int
@@ -75,116 +92,327 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_dict(cls, config: dict) -> "Qwen2VLConfig":
-        """Read a config.json dict, flat or nested; ValueError names what is missing."""
-        config = load.flatten_config(config)
-        config["mrope_section"], vision = config["rope_scaling"].get("mrope_section"), config["vision_config"]
-        missing = [f.name for f in fields(cls) if config.get(f.name) is None]
-        missing += [f"vision_config.{f.name}" for f in fields(VisionConfig) if vision.get(f.name) is None]
+        """Read the content of a config.json; ValueError names the fields that it lacks."""
+        # Newer files keep the decoder's fields in a section of their own. In the flat form
+        # they are at the top, and rope_scaling and vision_config are there, if only as {}.
+        flat = load.flatten_config(config)
+        flat["mrope_section"] = flat["rope_scaling"].get("mrope_section")
+        vision = flat["vision_config"]
+
+        # Everything that is missing is listed in one error.
+        missing = [f.name for f in fields(cls) if flat.get(f.name) is None]
+        missing += [
+            f"vision_config.{f.name}" for f in fields(VisionConfig) if vision.get(f.name) is None
+        ]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
-        config["vision_config"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig)})
-        config = cls(**{f.name: config[f.name] for f in fields(cls)})
-        if 2 * sum(config.mrope_section) != config.head_dim:
-            raise ValueError(f"mrope_section {config.mrope_section} must add up to half of {config.head_dim}")
-        return config
+
+        # A config.json has more entries than these; the others are not needed to run the
+        # model.
+        flat["vision_config"] = VisionConfig(
+            **{f.name: vision[f.name] for f in fields(VisionConfig)}
+        )
+        result = cls(**{f.name: flat[f.name] for f in fields(cls)})
+        if 2 * sum(result.mrope_section) != result.head_dim:
+            raise ValueError(
+                f"mrope_section {result.mrope_section} must add up to half of {result.head_dim}"
+            )
+        return result
 
     @classmethod
     def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
-        """The config of "tiny", a folder or a Hub repository."""
+        """The config of "tiny" (a checkpoint that comes with this code), a folder, or a Hub
+        name.
+        """
         return cls.from_dict(load.read_config(load.find_checkpoint(name, weights=False)))
 
     def to_dict(self) -> dict:
-        """The official flat layout, which `transformers` reads as well."""
+        """The official flat layout of config.json, which `transformers` reads as well."""
         config = asdict(self)
-        rope = {"type": "mrope", "mrope_section": config.pop("mrope_section")}
-        family = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
-        return family | {"hidden_act": "silu", "rope_scaling": rope} | config
+        config["rope_scaling"] = {"type": "mrope", "mrope_section": config.pop("mrope_section")}
+        # Constant for all Qwen2-VL checkpoints.
+        config["architectures"] = ["Qwen2VLForConditionalGeneration"]
+        config["model_type"] = "qwen2_vl"
+        config["hidden_act"] = "silu"
+        return config
 
     @property
     def head_dim(self) -> int:  # d
         return self.hidden_size // self.num_attention_heads
 
 
-def rope_frequencies(d: int, theta: float, device: torch.device) -> Tensor:
-    """Radians per step of position, (d/2,) float32: theta^(-2i/d), from 1 down to almost 1/theta."""
-    return 1.0 / theta ** (torch.arange(0, d, 2, device=device).float() / d)
+# ---------------------------------------------------------------- rotary position embedding
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + d/2]) of x (..., d) by its angle; cos and sin (..., d) broadcast."""
-    left, right = x.chunk(2, dim=-1)  # the checkpoint pairs i with i + d/2, not with i + 1
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+def rope_frequencies(size: int, theta: float, device: torch.device) -> Tensor:
+    """Radians per position, theta^(-2i/size) for i = 0, 1, ...: (size / 2,) in float32."""
+    exponents = torch.arange(0, size, 2, device=device).float() / size
+    return 1.0 / theta**exponents
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """Return (-b, a), where a and b are the two halves of the last axis of x."""
+    first_half, second_half = x.chunk(2, dim=-1)
+    return torch.cat((-second_half, first_half), dim=-1)
+
+
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + d/2]) of x (..., d) by its angle.
+
+    cos and sin (..., d) must broadcast to x. Some other models pair i with i + 1 instead.
+    """
+    return x * cos + rotate_half(x) * sin
+
+
+# -------------------------------------------------------------------------------- attention
+
+
+def causal_triangle(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """(T, S) booleans, True where a query attends to a key.
+
+    The T queries are the last of the S positions: with a cache T is smaller than S.
+    """
+    every_pair = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return every_pair.tril(num_keys - num_queries)
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys the queries of one call attend to.
+
+    Without padding `causal` says it all. With padding there are two more forms:
+    FlashAttention takes `causal` and `key_padding_mask`, the others take `dense`, which
+    holds both.
+    """
+
+    causal: bool = False  # a query attends to its own position and to those before it
+    key_padding_mask: Tensor | None = None  # (B, S), False for padding; None without padding
+    dense: Tensor | None = None  # (B, 1, T, S), True where a query attends to a key; None as well
+
+    @classmethod
+    def for_decoder(
+        cls, attention_mask: Tensor | None, batch: int, num_queries: int, num_keys: int
+    ) -> "AttentionMask":
+        """A causal mask that leaves out the padding, where attention_mask (B, S) is 0."""
+        if attention_mask is None:
+            return cls(causal=True)
+        if attention_mask.shape != (batch, num_keys):
+            found = tuple(attention_mask.shape)
+            raise ValueError(f"attention_mask is {found}, ({batch}, {num_keys}) is needed")
+        if attention_mask.all():  # nothing to leave out
+            return cls(causal=True)
+
+        key_padding_mask = attention_mask.bool()
+        # A key counts if it is no padding and not later than the query.
+        device = attention_mask.device
+        triangle = causal_triangle(num_queries, num_keys, device)  # (T, S)
+        dense = triangle & key_padding_mask[:, None]  # (B, T, S)
+
+        # A query in the padding on the left would attend to nothing, and a softmax over
+        # nothing is NaN. It attends to itself instead.
+        key_positions = torch.arange(num_keys, device=device)
+        query_positions = key_positions[num_keys - num_queries :]
+        dense = dense | (query_positions[:, None] == key_positions)
+        return cls(causal=True, key_padding_mask=key_padding_mask, dense=dense[:, None])
+
+    def to_dense(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
+        """(B, 1, T, S) or (T, S) booleans; None if every query attends to every key."""
+        if self.dense is not None:
+            return self.dense
+        if self.causal and num_queries > 1:  # a single new token attends to all before it
+            return causal_triangle(num_queries, num_keys, device)
+        return None
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, implementation: str, causal=False, visible=None, real=None
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, implementation: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention by the named implementation and no other; "eager" is the definition.
+    """Softmax attention by the named implementation and no other.
 
-    q: (B, H, T, d); k, v: (B, K, S, d), H a multiple of K; causal: query i sees keys up to S - T + i. With
-    padding, visible: (B, 1, T, S), True where a query sees a key, takes its place; flash takes real: (B, S),
-    False for padding. Returns (B, T, H * d) and of "eager" the weights (B, H, T, S).
+    q: (B, H, T, d); k, v: (B, K, S, d) with H a multiple of K. Returns the result, (B, T,
+    D), and the weights (B, H, T, S), which only "eager" keeps. In the vision transformer a
+    frame is a row of the batch, and T and S are its patches. ValueError for an unknown
+    name, or where the implementation can't run.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
-    if implementation == "flash_attention_2":
-        if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
-            raise ValueError(f"{implementation} needs CUDA, float16 or bfloat16; here {q.device}, {q.dtype}")
-        return fast.flash_attention(q, k, v, causal, real).transpose(1, 2).flatten(2), None
-    (H, T, d), S = q.shape[1:], k.shape[2]
-    causal = causal and visible is None and T > 1  # a single new token sees all before it
-    if implementation == "blocks":
-        return fast.block_attention(q, k, v, causal, visible).transpose(1, 2).flatten(2), None
-    # sdpa's own causal mask is for T = S, and on MPS in half precision it leaks the future (pytorch 195910).
-    if causal and (implementation == "eager" or T < S or q.device.type == "mps"):
-        visible, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
-    if implementation == "sdpa":  # fused: the T x S scores are never stored
-        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal, enable_gqa=k.shape[1] != H)
-        return out.transpose(1, 2).flatten(2), None
-    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))  # (B, H, S, d)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(d)  # (B, H, T, S)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -math.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)  # bf16 sums would lose small terms
-    return (weights @ v).transpose(1, 2).flatten(2), weights
+    weights = None
+    if implementation == "eager":
+        out, weights = eager_attention(q, k, v, mask)
+    elif implementation == "sdpa":
+        out = sdpa_attention(q, k, v, mask)
+    elif implementation == "chunked":
+        out = chunked_attention(q, k, v, mask)
+    elif implementation == "flash_attention_2":
+        out = flash.flash_attention(q, k, v, mask.causal, mask.key_padding_mask)
+    else:
+        known = ", ".join(ATTENTION_IMPLEMENTATIONS)
+        raise ValueError(f"attention {implementation!r} is none of {known}")
+    return out.transpose(1, 2).flatten(2), weights  # the heads side by side again
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor]:
+    """The definition, softmax(q k^T / sqrt(d)) v: (B, H, T, d) and weights (B, H, T, S)."""
+    # Grouped-query attention: each key-value head serves H / K query heads.
+    group = q.shape[1] // k.shape[1]
+    k = k.repeat_interleave(group, dim=1)  # (B, H, S, d)
+    v = v.repeat_interleave(group, dim=1)
+
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    # A score of minus infinity becomes a weight of 0.
+    dense = mask.to_dense(q.shape[2], k.shape[2], q.device)
+    if dense is not None:
+        scores = scores.masked_fill(~dense, -math.inf)
+
+    # The softmax is computed in float32: a sum in bfloat16 would lose its small terms.
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    return weights @ v, weights
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """PyTorch's fused attention, which never stores the T x S scores: (B, H, T, d)."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    # is_causal puts its triangle at the top left, where it belongs only if T = S. On MPS it
+    # is never used: in half precision it lets a query see the future (pytorch issue
+    # 195910).
+    builtin_triangle_fits = num_queries == num_keys and q.device.type != "mps"
+    is_causal = mask.causal and mask.dense is None and builtin_triangle_fits
+    attn_mask = None if is_causal else mask.to_dense(num_queries, num_keys, q.device)
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=is_grouped
+    )
+
+
+CHUNK_SCORES = 2**20  # about as many scores as a CPU's cache holds
+MIN_CHUNK_ROWS = 64  # fewer rows would make the matrix products slow
+
+
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """The definition, for one key-value head and some queries at a time: (B, H, T, d).
+
+    The scores of a chunk stay in the CPU's cache and are gone when the next chunk comes, so
+    memory grows with T + S instead of T * S. The default on CPUs for 16-bit dtypes: in
+    bfloat16 it is twice as fast there as PyTorch's fused attention.
+    """
+    batch, num_heads = q.shape[:2]
+    num_kv_heads = k.shape[1]
+    group = num_heads // num_kv_heads  # query heads that share a key-value head
+    out = torch.empty_like(q)
+    for b in range(batch):
+        dense = None if mask.dense is None else mask.dense[b]  # (1, T, S)
+        for i in range(num_kv_heads):
+            heads = slice(i * group, (i + 1) * group)
+            out[b, heads] = attend_group(q[b, heads], k[b, i], v[b, i], dense, mask.causal)
+    return out
+
+
+def attend_group(q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None, causal: bool) -> Tensor:
+    """Attention of heads q (heads, T, d) that share keys and values (S, d): (heads, T, d).
+
+    dense: (1, T, S) or None, as in AttentionMask.
+    """
+    num_heads, num_queries, _ = q.shape
+    num_keys = len(k)
+    # A row of scores belongs to one query of one head.
+    rows = max(MIN_CHUNK_ROWS, CHUNK_SCORES // num_keys)
+    chunk_size = max(1, rows // num_heads)  # queries of each head, at least one
+
+    chunks = []
+    for start in range(0, num_queries, chunk_size):
+        stop = min(start + chunk_size, num_queries)
+        if dense is not None:
+            chunk = attend_chunk(q[:, start:stop], k, v, dense[:, start:stop])
+        elif causal:
+            # Keys after the last query of the chunk are masked for all of it: leave them
+            # out.
+            visible_keys = num_keys - num_queries + stop
+            triangle = causal_triangle(stop - start, visible_keys, q.device)
+            chunk = attend_chunk(q[:, start:stop], k[:visible_keys], v[:visible_keys], triangle)
+        else:
+            chunk = attend_chunk(q[:, start:stop], k, v, None)
+        chunks.append(chunk)
+    return torch.cat(chunks, dim=1)
+
+
+def attend_chunk(q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None) -> Tensor:
+    """Attention of n queries of each head: (heads, n, d).
+
+    q: (heads, n, d); k, v: (S, d); dense: (n, S) or (1, n, S), or None.
+    """
+    heads, n, d = q.shape
+    # All heads use the same keys, so their queries are the rows of one matrix product.
+    scores = (q.flatten(0, 1) @ k.T).div_(math.sqrt(d)).view(heads, n, -1)
+    if dense is not None:
+        scores.masked_fill_(~dense, -math.inf)
+    weights = scores.softmax(dim=-1)  # of 16-bit scores it adds up in float32 by itself
+    return (weights.flatten(0, 1) @ v).view(heads, n, d)
+
+
+def pick_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation asked for; "auto" is the fastest of those that run everywhere."""
+    if name != "auto":
+        return name
+    # On a CPU sdpa is slow in 16-bit dtypes.
+    if device.type == "cpu" and dtype.itemsize == 2:
+        return "chunked"
+    return "sdpa"
+
+
+def check_attention_runs(implementation: str, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError if the implementation can't run on this device in this dtype."""
+    # One query and one key are enough to find out.
+    x = torch.ones(1, 1, 1, 8, device=device, dtype=dtype)
+    attention(x, x, x, AttentionMask(), implementation)
+
+
+# ----------------------------------------------------------------------- vision transformer
 
 
 class PatchEmbed(nn.Module):
-    """A patch of 3 colours x 2 frames x 14 x 14 pixels becomes one vector.
+    """A patch of 3 channels x 2 frames x 14 x 14 pixels becomes one vector.
 
-    The checkpoint holds a Conv3d whose stride is its kernel: a matrix product, 10 to 20 times faster as one.
+    The checkpoint holds a Conv3d whose stride is its kernel. That is a matrix product, and
+    computed as one it is 10 to 20 times faster.
     """
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(config.in_chans, config.embed_dim, kernel, stride=kernel, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Patches (..., 1176) to vectors (..., D)."""
+        # The kernel as a matrix: a row of it for each output value.
         weight = self.proj.weight.flatten(1)  # (D, 3 * 2 * 14 * 14)
-        return F.linear(pixels.to(weight.dtype), weight)  # (..., 1176) -> (..., D)
+        return F.linear(pixels.to(weight.dtype), weight)
 
 
 class VisionAttention(nn.Module):
-    """Every patch of a frame looks at every other patch of the same frame."""
+    """Every patch of a frame attends to every patch of the same frame."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> Tensor:
+        """(t, P, D) to (t, P, D); cos and sin (P, d)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (t, P, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (t, H, P, d)
-        q, k = (rotate(y.float(), cos, sin).to(y.dtype) for y in (q, k))  # in float32, as the reference does
-        return self.proj(attention(q, k, v, implementation)[0])  # (t, P, D)
+
+        # In float32, unlike the decoder: as the reference does.
+        q = apply_rotary_emb(q.float(), cos, sin).to(v.dtype)
+        k = apply_rotary_emb(k.float(), cos, sin).to(v.dtype)
+
+        # The empty mask: every patch of a frame attends to every other.
+        out, _ = attention(q, k, v, AttentionMask(), implementation)  # (t, P, D)
+        return self.proj(out)
 
 
 class VisionMlp(nn.Module):
-    """Two linear layers around quick-GELU, x * sigmoid(1.702 x)."""
+    """Two linear layers with quick-GELU, x * sigmoid(1.702 x), between them."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         inner = int(config.embed_dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.embed_dim, inner)
@@ -192,13 +420,14 @@ class VisionMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
+        # quick-GELU, which the released weights were trained with.
         return self.fc2(x * torch.sigmoid(1.702 * x))
 
 
 class VisionBlock(nn.Module):
-    """Attention, then the MLP, each on normalised input and added to what was there."""
+    """Attention, then the MLP, each on normalised input and added to the residual."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=VISION_NORM_EPS)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=VISION_NORM_EPS)
@@ -211,123 +440,258 @@ class VisionBlock(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """2 x 2 patches, which the processor laid one after another, become one token: a reshape and an MLP."""
+    """2 x 2 patches become one token of the decoder: a reshape and an MLP.
 
-    def __init__(self, config: VisionConfig):
+    The processor puts the four patches of a square one after another, so four rows that
+    follow one another are one square, and `view` joins them.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        size = config.embed_dim * config.spatial_merge_size**2
+        self.merged_dim = config.embed_dim * config.spatial_merge_size**2  # 4 * D
         self.ln_q = nn.LayerNorm(config.embed_dim, eps=VISION_NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, config.hidden_size))
+        fc1 = nn.Linear(self.merged_dim, self.merged_dim)
+        fc2 = nn.Linear(self.merged_dim, config.hidden_size)
+        self.mlp = nn.Sequential(fc1, nn.GELU(), fc2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.ln_q(x).view(-1, self.mlp[0].in_features))  # (t, P, D) -> (t * P/4, decoder's D)
+        """(t, P, D) to (t * P/4, D of the decoder)."""
+        return self.mlp(self.ln_q(x).view(-1, self.merged_dim))
 
 
 class VisionTransformer(nn.Module):
-    """The patches of pictures and videos become tokens of the decoder, one picture at a time.
+    """The patches of images and videos become tokens of the decoder.
 
-    Pictures never see each other, so each goes through alone: no mask, and the same bits in any company. Nor
-    do the frames of a video (pairs of frames, for a patch is two deep); being of one size, they are a batch.
+    Each image is encoded by itself, so its features do not depend on the rest of the batch,
+    to the last bit. In a video each pair of frames attends only to itself; all pairs have
+    one size and go through together.
     """
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
 
-    def forward(self, pixel_values: Tensor, grid_thw: Tensor, implementation: str = "sdpa") -> Tensor:
-        """(all patches, 1176) and the grids (pictures, 3) to (all patches / 4, decoder's D)."""
+    def forward(
+        self, pixel_values: Tensor, grid_thw: Tensor, implementation: str = "sdpa"
+    ) -> Tensor:
+        """Features (patches / 4, D of the decoder) of images or videos.
+
+        pixel_values: (patches, 1176), the patches of all; grid_thw: (images, 3).
+        """
         sizes = grid_thw.prod(-1).tolist()
         if sum(sizes) != len(pixel_values):
-            raise ValueError(f"the grids hold {sum(sizes)} patches, pixel_values has {len(pixel_values)}")
-        pictures = zip(pixel_values.split(sizes), grid_thw.tolist(), strict=True)
-        return torch.cat([self.encode(pixels, *grid, implementation) for pixels, grid in pictures])
+            raise ValueError(
+                f"the grids hold {sum(sizes)} patches, pixel_values has {len(pixel_values)}"
+            )
+        features = []
+        for pixels, (t, h, w) in zip(pixel_values.split(sizes), grid_thw.tolist(), strict=True):
+            features.append(self.encode(pixels, t, h, w, implementation))
+        return torch.cat(features)
 
-    def encode(self, pixels: Tensor, t: int, h: int, w: int, implementation: str = "sdpa") -> Tensor:
-        """One picture (t = 1) or video: (t * h * w, 1176) to (t * h * w / 4, decoder's D)."""
+    def encode(
+        self, pixels: Tensor, t: int, h: int, w: int, implementation: str = "sdpa"
+    ) -> Tensor:
+        """One image (t = 1) or video: (t * h * w, 1176) to (t * h * w / 4, D of the
+        decoder).
+        """
         x = self.patch_embed(pixels).view(t, h * w, -1)  # (t, P, D)
+        # Time takes no part, so all frames share one table.
         cos, sin = self.rotary_table(h, w, x.device)
         for block in self.blocks:
             x = block(x, cos, sin, implementation)
         return self.merger(x)
 
     def rotary_table(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin (P, d) of a frame: half of the frequencies turn with the row, half with the column."""
-        m, d = self.config.spatial_merge_size, self.config.embed_dim // self.config.num_heads
-        frequencies = rope_frequencies(d // 2, VISION_ROPE_THETA, device)  # (d/4,)
-        where = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))  # (P, 2)
-        where = where.view(h // m, m, w // m, m, 2).transpose(1, 2)  # in the patches' order: square by square
-        angles = (where.reshape(h * w, 2, 1) * frequencies).flatten(1)  # (P, d/2)
-        angles = torch.cat((angles, angles), dim=-1)  # (P, d): `rotate` pairs i with i + d/2
+        """cos and sin (P, d) of a frame, by the row and column of each patch.
+
+        The d/2 angles of a patch are d/4 for its row and d/4 for its column. They come
+        twice, since apply_rotary_emb pairs i with i + d/2.
+        """
+        head_dim = self.config.embed_dim // self.config.num_heads
+        frequencies = rope_frequencies(head_dim // 2, VISION_ROPE_THETA, device)  # (d/4,)
+
+        # Row and column of every patch, line by line.
+        rows, columns = torch.arange(h, device=device), torch.arange(w, device=device)
+        positions = torch.cartesian_prod(rows, columns)  # (P, 2)
+
+        # In the order of the patches: the four of a square follow one another.
+        m = self.config.spatial_merge_size
+        # (row of squares, row in the square, column of squares, column in the square, 2)
+        positions = positions.view(h // m, m, w // m, m, 2)
+        # (row of squares, column of squares, row in the square, column in the square, 2)
+        positions = positions.transpose(1, 2).reshape(h * w, 2)
+
+        angles = positions[:, :, None] * frequencies  # (P, 2, d/4)
+        angles = angles.flatten(1)  # (P, d/2)
+        angles = torch.cat((angles, angles), dim=-1)  # (P, d)
         return angles.cos(), angles.sin()
 
 
+# ----------------------------------------------------------------- positions of the decoder
+
+
 def get_rope_index(
-    config: Qwen2VLConfig, input_ids: Tensor, image_grid_thw=None, video_grid_thw=None, attention_mask=None
+    config: Qwen2VLConfig,
+    input_ids: Tensor,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Where each token is, in time, row and column (M-RoPE, section 2.1).
+    """The position of each token in time, row and column (M-RoPE, section 2.1).
 
-    Text counts 0, 1, 2 ... on all three axes. A picture or video starts at the next free number and adds its
-    own frame, row and column; the text behind it goes on at the largest number so far + 1, on any axis.
-
-    input_ids: (B, T); grids: (n, 3) in patches, in prompt order over all rows; attention_mask: (B, T), 0 for
-    padding, which gets position 1. Returns positions (3, B, T) and deltas (B, 1): what decoding adds to the
-    number of tokens so far, padding included.
+    input_ids: (B, T); grids: (images or videos, 3) in patches, in prompt order over the
+    batch; attention_mask: (B, T), 0 for padding, which gets position 1 as in the reference.
+    Returns positions (3, B, T) and rope_deltas (B, 1), which decoding adds to the index of
+    a token to get its position: a prompt of 100 tokens, padding included, whose next
+    position is 40 has the delta -60.
     """
-    m = config.vision_config.spatial_merge_size
-    kinds = {config.image_token_id: image_grid_thw, config.video_token_id: video_grid_thw}
-    grids = {token: iter([] if grid is None else grid.tolist()) for token, grid in kinds.items()}
-    positions, deltas = input_ids.new_ones(3, *input_ids.shape), input_ids.new_zeros(len(input_ids), 1)
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    for row, mask in enumerate(real.bool()):
-        tokens = input_ids[row, mask].tolist()
-        where, start = [], 0  # where each token is; the next free number
-        while len(where) < len(tokens):
-            token, t, h, w = tokens[len(where)], 1, 1, 1  # text: a picture of one token
-            if token in grids:
-                t, h, w = next(grids[token], (0, 0, 0))
-                h, w = h // m, w // m
-                if not t or tokens[len(where) : len(where) + t * h * w].count(token) < t * h * w:
-                    raise ValueError(f"row {row} has slots for a picture that was not given or is larger")
-            where += [(start + i, start + j, start + k) for i in range(t) for j in range(h) for k in range(w)]
-            start += max(t, h, w)
-        positions[:, row, mask] = input_ids.new_tensor(where).view(-1, 3).T
-        deltas[row] = start - len(mask)
-    if left := sum(len(list(grid)) for grid in grids.values()):
-        raise ValueError(f"{left} pictures or videos were given that the prompt has no slots for")
-    return positions, deltas
+    merge_size = config.vision_config.spatial_merge_size
+    # The grids that have not been used yet, by the placeholder token that stands for them.
+    grids = {
+        config.image_token_id: deque([] if image_grid_thw is None else image_grid_thw.tolist()),
+        config.video_token_id: deque([] if video_grid_thw is None else video_grid_thw.tolist()),
+    }
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+
+    batch, length = input_ids.shape
+    position_ids = input_ids.new_ones(3, batch, length)
+    rope_deltas = input_ids.new_zeros(batch, 1)
+    for b in range(batch):
+        # Padding takes no position.
+        is_token = attention_mask[b].bool()
+        tokens = input_ids[b, is_token].tolist()
+        check_placeholders(tokens, grids, merge_size, b)
+        positions, next_position = prompt_positions(tokens, grids, merge_size)
+        position_ids[:, b, is_token] = input_ids.new_tensor(positions).view(-1, 3).T
+        rope_deltas[b] = next_position - length
+
+    unused = sum(len(waiting) for waiting in grids.values())
+    if unused:
+        raise ValueError(
+            f"{unused} images or videos were given that the prompt has no placeholders for"
+        )
+    return position_ids, rope_deltas
+
+
+def check_placeholders(
+    tokens: list[int], grids: dict[int, deque[list[int]]], merge_size: int, b: int
+) -> None:
+    """ValueError unless the placeholders in prompt b are as many as its images and videos
+    need.
+
+    Those of one image or video must follow one another.
+    """
+    # Looks at the grids without taking them.
+    upcoming = {token: iter(waiting) for token, waiting in grids.items()}
+    i = 0
+    while i < len(tokens):
+        token = tokens[i]
+        span = 1  # how many tokens belong together
+        if token in grids:
+            grid = next(upcoming[token], None)
+            if grid is None:
+                raise ValueError(
+                    f"prompt {b} has placeholders for an image or video that was not given"
+                )
+            span = math.prod(grid) // merge_size**2
+            found = tokens[i : i + span].count(token)
+            if found < span:
+                raise ValueError(
+                    f"prompt {b} has {found} placeholders where an image or video gives {span}"
+                )
+        i += span
+
+
+def prompt_positions(
+    tokens: list[int], grids: dict[int, deque[list[int]]], merge_size: int
+) -> tuple[list[tuple[int, int, int]], int]:
+    """(time, row, column) of every token of a prompt, and the next free position.
+
+    Text counts 0, 1, 2 ... on all three axes. An image or video starts at the next free
+    position and adds its own frame, row and column. What follows goes on at the largest
+    position so far + 1, on whichever axis that is. The grids that are used leave `grids`.
+    """
+    positions: list[tuple[int, int, int]] = []
+    start = 0  # the next free position
+    while len(positions) < len(tokens):
+        # The next token is text, which counts like an image of a single token, or a
+        # placeholder.
+        token = tokens[len(positions)]
+        t, h, w = 1, 1, 1
+        if token in grids:
+            t, h, w = grids[token].popleft()
+            h, w = h // merge_size, w // merge_size
+        # In the order of the tokens: frame by frame, line by line.
+        for time in range(t):
+            for row in range(h):
+                for column in range(w):
+                    positions.append((start + time, start + row, start + column))
+        start += max(t, h, w)
+    return positions, start
+
+
+# ---------------------------------------------------------------------------------- decoder
 
 
 class KVCache:
-    """Keys and values of all tokens so far, in memory laid out once; the decoder advances its length."""
+    """Keys and values of all tokens so far, in memory that is allocated once.
 
-    def __init__(self, config: Qwen2VLConfig, batch: int, capacity: int, device=None, dtype=None):
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+    `length` counts the tokens that it holds; the decoder advances it after its last layer.
+    """
+
+    def __init__(
+        self,
+        config: Qwen2VLConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        layers, heads = config.num_hidden_layers, config.num_key_value_heads
+        shape = (layers, batch, heads, capacity, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)  # (layers, B, K, capacity, d)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.capacity, self.length = capacity, 0
+        self.capacity = capacity
+        self.length = 0
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, d) behind what is there; return the layer's keys and values (B, K, S, d)."""
-        end = self.length + k.shape[2]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} are needed")
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def layer(self, index: int) -> "LayerCache":
+        """The part of the cache that decoder layer `index` reads and writes."""
+        return LayerCache(self, index)
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's part of a KVCache."""
+
+    cache: KVCache
+    index: int
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (B, K, T, d); return all keys and values so far (B, K, S, d)."""
+        start = self.cache.length
+        end = start + k.shape[2]
+        if end > self.cache.capacity:
+            raise ValueError(f"the cache holds {self.cache.capacity} tokens, {end} are needed")
+        keys, values = self.cache.keys[self.index], self.cache.values[self.index]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class RMSNorm(nn.Module):
-    """x over the root of its mean square, in float32, times a learned weight."""
+    """x over the root of its mean square, computed in float32, times a learned weight."""
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        # The square of a float16 above 255 would overflow.
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
@@ -336,29 +700,50 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention in which H query heads share K key-value heads."""
 
-    def __init__(self, config: Qwen2VLConfig):
+    def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        D, K = config.hidden_size, config.num_key_value_heads
-        self.q_proj = nn.Linear(D, config.num_attention_heads * self.head_dim)
-        self.k_proj = nn.Linear(D, K * self.head_dim)
-        self.v_proj = nn.Linear(D, K * self.head_dim)
-        self.o_proj = nn.Linear(self.q_proj.out_features, D, bias=False)
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        # Queries, keys and values have a bias, the output has none.
+        self.q_proj = nn.Linear(config.hidden_size, query_size)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, remember: Callable | None, **how):
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H|K * d)
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))  # (B, H|K, T, d)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # in x's dtype, unlike vision: as the reference does
-        if remember is not None:
-            k, v = remember(k, v)  # (B, K, S, d): with all before them; keys are turned once, then kept
-        out, weights = attention(q, k, v, causal=True, **how)
-        return self.o_proj(out), weights  # (B, T, D)
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: AttentionMask,
+        implementation: str,
+        cache: LayerCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) to (B, T, D), and the attention weights (B, H, T, S) of "eager"."""
+        q = self.split_heads(self.q_proj(x))  # (B, H, T, d)
+        k = self.split_heads(self.k_proj(x))  # (B, K, T, d)
+        v = self.split_heads(self.v_proj(x))  # (B, K, T, d)
+
+        # In the dtype of x, unlike the vision transformer: as the reference does.
+        q = apply_rotary_emb(q, cos, sin)
+        k = apply_rotary_emb(k, cos, sin)
+
+        # Keys are cached after their rotation: a token's position never changes.
+        if cache is not None:
+            k, v = cache.update(k, v)  # (B, K, S, d)
+        out, weights = attention(q, k, v, mask, implementation)
+        return self.o_proj(out), weights
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, heads * d) to (B, heads, T, d)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class MLP(nn.Module):
-    """SwiGLU: one projection, passed through SiLU, gates another."""
+    """SwiGLU: one projection, passed through SiLU, is the gate of another."""
 
-    def __init__(self, config: Qwen2VLConfig):
+    def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -369,239 +754,497 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the MLP, each on normalised input and added to what was there."""
+    """Attention, then the MLP, each on normalised input and added to the residual."""
 
-    def __init__(self, config: Qwen2VLConfig):
+    def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, remember: Callable | None, **how):
-        attended, weights = self.self_attn(self.input_layernorm(x), cos, sin, remember, **how)
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: AttentionMask,
+        implementation: str,
+        cache: LayerCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) to (B, T, D), and the attention weights (B, H, T, S) of "eager"."""
+        # Tokens exchange information here, and nowhere else.
+        attended, weights = self.self_attn(
+            self.input_layernorm(x), cos, sin, mask, implementation, cache
+        )
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), weights
+        # Each token is processed by itself.
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x, weights
 
 
 class Qwen2VLModel(nn.Module):
-    """The decoder: embeddings in, hidden states out. What stands under `model.` in the checkpoint."""
+    """The decoder: token ids or embeddings in, hidden states out.
 
-    def __init__(self, config: Qwen2VLConfig):
+    In the checkpoint the names of its parameters start with `model.`.
+    """
+
+    def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
         self.config = config
-        table = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)  # normal_ imports Dynamo
+        # Values to be replaced by a checkpoint (to train from nothing, start smaller). On
+        # the meta device nn.Embedding's own initialisation would import torch._dynamo,
+        # which takes a second.
+        table = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
-        x: Tensor,
-        position_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KVCache | None = None,
         implementation: str = "sdpa",
         hidden_states: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """Embeddings x (B, T, D) at positions (3, B, T) to the last hidden state (B, T, D), normalised.
+        """The last hidden state (B, T, D), after the final norm.
 
-        attention_mask: (B, S), 0 for padding. Lists that are given are filled: hidden states from x to the
-        last, and every layer's attention weights (B, H, T, S), which only "eager" has.
+        input_ids: (B, T), or inputs_embeds: (B, T, D); attention_mask: (B, S), 0 for
+        padding; position_ids: (3, B, T), by default those of text, 0, 1, 2 ... on all axes;
+        past_key_values: the cache, under its name in `transformers`. A list given as
+        hidden_states is filled with one tensor (B, T, D) more than there are layers, from
+        the embeddings to the normalised last; one given as attentions with the weights of
+        each layer, (B, H, T, S).
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        if attentions is not None and implementation != "eager":
+            raise ValueError(f"{implementation} keeps no attention weights, eager does")
+        batch, length = x.shape[:2]
+        past = 0 if past_key_values is None else past_key_values.length
+        if position_ids is None:
+            numbers = torch.arange(past, past + length, device=x.device)
+            position_ids = numbers.expand(3, batch, length)
+
+        # The rotary table and the mask are the same in all layers.
         cos, sin = self.rotary_table(position_ids, x.dtype)
-        (B, T), past = x.shape[:2], cache.length if cache is not None else 0
-        how = {"implementation": implementation} | padding_masks(attention_mask, B, T, past + T)
+        mask = AttentionMask.for_decoder(attention_mask, batch, length, past + length)
         for i, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
-            remember = functools.partial(cache.update, i) if cache is not None else None
-            x, weights = layer(x, cos, sin, remember, **how)
+            layer_cache = None if past_key_values is None else past_key_values.layer(i)
+            x, weights = layer(x, cos, sin, mask, implementation, layer_cache)
             if attentions is not None:
                 attentions.append(weights)
-        if cache is not None:
-            cache.length += x.shape[1]
+
+        # After the last layer, since each layer writes its keys and values from this length
+        # on.
+        if past_key_values is not None:
+            past_key_values.length += length
         x = self.norm(x)
         if hidden_states is not None:
             hidden_states.append(x)
         return x
 
     def rotary_table(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, 1, T, d) of positions (3, B, T): each frequency turns with one axis."""
-        d, theta = self.config.head_dim, self.config.rope_theta
-        frequencies = rope_frequencies(d, theta, position_ids.device).split(self.config.mrope_section)
-        axes = zip(position_ids.float(), frequencies, strict=True)  # (B, T) and its share of d/2
-        angles = torch.cat([axis[..., None] * share for axis, share in axes], dim=-1)  # (B, T, d/2)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, d): the same for all heads
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        """cos and sin (B, 1, T, d) of positions (3, B, T), the same for all heads."""
+        theta, device = self.config.rope_theta, position_ids.device
+        frequencies = rope_frequencies(self.config.head_dim, theta, device)  # (d/2,)
+
+        # Each axis has its own frequencies: the highest are those of time, then come those
+        # of the row and of the column.
+        sections = frequencies.split(self.config.mrope_section)
+        angles = []
+        for positions, section in zip(position_ids.float(), sections, strict=True):
+            angles.append(positions[..., None] * section)  # (B, T, 1) * (section,)
+
+        # All angles twice, since apply_rotary_emb pairs i with i + d/2.
+        table = torch.cat((*angles, *angles), dim=-1)[:, None]  # (B, 1, T, d)
+        return table.cos().to(dtype), table.sin().to(dtype)
 
 
-def padding_masks(attention_mask: Tensor | None, B: int, T: int, S: int) -> dict[str, Tensor]:
-    """`visible` (B, 1, T, S) and `real` (B, S) for `attention`; nothing for a mask (B, S) without padding."""
-    if attention_mask is not None and attention_mask.shape != (B, S):
-        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, ({B}, {S}) is needed")
-    if attention_mask is None or attention_mask.all():
-        return {}
-    real, causal = attention_mask.bool(), attention_mask.new_ones(T, S, dtype=torch.bool).tril(S - T)
-    # A padding query would see nothing, and softmax over nothing is NaN: it sees itself.
-    visible = (causal & real[:, None]) | causal.triu(S - T)  # (B, T, S); triu leaves the diagonal
-    return {"visible": visible[:, None], "real": real}
+# --------------------------------------------------------------------------------- sampling
+
+# If the caller sets any of these, generation_config.json has no say in the others: the
+# official file's top_k of 1 would leave a temperature without effect.
+RANDOMNESS = ("do_sample", "temperature", "top_k", "top_p")
+ABOVE_ZERO = 1e-9  # the lowest value of settings that can't be 0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; the defaults are neutral."""
+    """How the next token is chosen and where an answer ends.
 
-    do_sample: bool = False  # else the likeliest token
+    By default always the most probable token, without end.
+    """
+
+    do_sample: bool = False  # False: always the most probable token
     temperature: float = 1.0
-    top_k: int = 0  # only the k likeliest; 0 for all
-    top_p: float = 1.0  # only the likeliest that together reach this probability
+    top_k: int = 0  # only the k most probable tokens; 0 for all
+    top_p: float = 1.0  # only the most probable tokens that together reach this probability
     repetition_penalty: float = 1.0
-    eos_token_id: int | list[int] = -1
-    pad_token_id: int = 0
+    eos_token_id: int | list[int] = -1  # one or several; -1: none
+    pad_token_id: int = 0  # what a row yields after its end
 
     @classmethod
     def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
-        """What the caller chose, else what generation_config.json says."""
+        """The settings chosen by the caller (None: not chosen), or else those of
+        `defaults`.
+
+        defaults: the content of generation_config.json.
+        """
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        known, chance = {f.name for f in fields(cls)}, {"do_sample", "temperature", "top_k", "top_p"}
-        if chance & chosen.keys():  # else the official top_k 1 would swallow any temperature
-            known, chosen = known - chance, {"do_sample": True} | chosen
-        values = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}  # <|endoftext|>
-        values |= {name: value for name, value in defaults.items() if name in known} | chosen
-        how = cls(**values | ({"do_sample": False} if values.get("temperature") == 0 else {}))
-        for name, least in {"temperature": 0, "top_k": 0, "top_p": 1e-9, "repetition_penalty": 1e-9}.items():
-            value, most = getattr(how, name), 1 if name == "top_p" else 1e9
-            if not least <= value <= most:
-                raise ValueError(f"{name}={value} is not within {least:g} to {most:g}")
-        return how
+        changes_randomness = any(name in chosen for name in RANDOMNESS)
+        known = [f.name for f in fields(cls)]
+
+        # The later wins: config.json, generation_config.json, the caller. There is no
+        # padding token in config.json; its bos token is <|endoftext|>, with which the
+        # official models pad.
+        settings: dict = {"eos_token_id": config.eos_token_id, "pad_token_id": config.bos_token_id}
+        for name, value in defaults.items():
+            is_replaced = changes_randomness and name in RANDOMNESS
+            if name in known and value is not None and not is_replaced:
+                settings[name] = value
+        # A temperature, top_k or top_p asks for sampling, unless do_sample says no.
+        # Temperature 0 is the most probable token again.
+        if changes_randomness:
+            settings["do_sample"] = True
+        settings.update(chosen)
+        if settings.get("temperature") == 0:
+            settings["do_sample"] = False
+
+        sampling = cls(**settings)
+        sampling.check_ranges()
+        return sampling
+
+    def check_ranges(self) -> None:
+        """ValueError for the first number that is out of its range."""
+        self.check_range("temperature", self.temperature, 0, 1e9)
+        self.check_range("top_k", self.top_k, 0, 1e9)
+        self.check_range("top_p", self.top_p, ABOVE_ZERO, 1)
+        self.check_range("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, 1e9)
+
+    @staticmethod
+    def check_range(name: str, value: float, lowest: float, highest: float) -> None:
+        if not lowest <= value <= highest:
+            raise ValueError(f"{name}={value} is not within {lowest:g} to {highest:g}")
 
 
-def next_token(logits: Tensor, seen: Tensor, how: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Choose from logits (B, vocabulary) after the tokens `seen` (B, S): (B,); from NaN any."""
-    scores = warp_logits(logits, seen, how)
-    if not how.do_sample:
-        return scores.argmax(-1)
-    return torch.multinomial(scores.softmax(-1).nan_to_num(1.0), 1, generator=generator)[:, 0]
+def warp_logits(logits: Tensor, input_ids: Tensor, sampling: Sampling) -> Tensor:
+    """Apply the repetition penalty and, if sampling, temperature, top-k and top-p.
 
-
-def warp_logits(logits: Tensor, seen: Tensor, how: Sampling) -> Tensor:
-    """Repetition penalty, temperature, top-k, top-p: (B, vocabulary) float32 scores, -inf where cut."""
+    logits: (B, vocabulary) for the token after input_ids (B, S). Returns float32 scores
+    (B, vocabulary), -inf for tokens that are excluded. When sampling, their softmax is the
+    distribution to sample from.
+    """
     scores = logits.float()
-    if how.repetition_penalty != 1.0:  # falls on the tokens of the prompt as well, as in the reference
-        old = scores.gather(1, seen)
-        new = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
-        scores = scores.scatter(1, seen, new)
-    if not how.do_sample:
+    if sampling.repetition_penalty != 1.0:
+        scores = penalize_repetition(scores, input_ids, sampling.repetition_penalty)
+    if not sampling.do_sample:
         return scores
-    scores = (scores - scores.amax(-1, keepdim=True)) / how.temperature  # at most 0: no overflow
-    if how.top_k and how.top_k < scores.shape[-1]:
-        scores = scores.masked_fill(scores < scores.topk(how.top_k).values[:, -1:], -math.inf)
-    if how.top_p < 1.0:
-        ordered, index = scores.sort()  # ascending: the tail whose sum stays within 1 - top_p goes
-        cut = ordered.softmax(-1).cumsum(-1) <= 1 - how.top_p
-        cut[:, -1] = False  # the likeliest always stays
-        scores = scores.masked_fill(cut.scatter(1, index, cut), -math.inf)
+
+    # The largest score becomes 0 first, so that a tiny temperature can't overflow.
+    scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature
+    # Top-k: cut what scores less than the k-th best.
+    if 0 < sampling.top_k < scores.shape[-1]:
+        k_th_score = scores.topk(sampling.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < k_th_score, -math.inf)
+    # Top-p: cut the tail of the distribution.
+    if sampling.top_p < 1.0:
+        scores = keep_top_p(scores, sampling.top_p)
     return scores
+
+
+def penalize_repetition(scores: Tensor, input_ids: Tensor, penalty: float) -> Tensor:
+    """Lower the scores of all tokens that occur in input_ids, the prompt's included.
+
+    scores: (B, vocabulary); input_ids: (B, S).
+    """
+    # Positive scores are divided and negative ones multiplied: both get lower.
+    old = scores.gather(1, input_ids)
+    new = torch.where(old < 0, old * penalty, old / penalty)
+    return scores.scatter(1, input_ids, new)
+
+
+def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+    """-inf for all but the most probable tokens that together reach the probability top_p."""
+    ascending, index = scores.sort()
+    # Cut the improbable tail as long as its sum stays within 1 - top_p.
+    is_cut = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    is_cut[:, -1] = False  # the most probable token always stays
+    # From sorted order back to the order of the vocabulary.
+    is_cut = torch.zeros_like(is_cut).scatter(1, index, is_cut)
+    return scores.masked_fill(is_cut, -math.inf)
+
+
+def next_token(
+    logits: Tensor, input_ids: Tensor, sampling: Sampling, generator: torch.Generator | None
+) -> Tensor:
+    """Choose the token after input_ids (B, S) from logits (B, vocabulary): (B,)."""
+    scores = warp_logits(logits, input_ids, sampling)
+    if not sampling.do_sample:
+        return scores.argmax(-1)
+    # `decode` has refused NaN already, but compiled.decode_ahead does so only after the
+    # draw. Until then NaN must not crash multinomial: the token is arbitrary, and a clear
+    # error comes next.
+    probabilities = scores.softmax(-1).nan_to_num(1.0)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+# ---------------------------------------------------------------------- the generation loop
+
+
+class PlainStep:
+    """Run one token of each row through the model: tokens (B,) to the next logits (B,
+    vocabulary).
+
+    The token's keys and values go into the cache. compiled.CompiledStep does the same,
+    faster.
+    """
+
+    def __init__(
+        self,
+        model: "Qwen2VLForConditionalGeneration",
+        cache: KVCache,
+        attention_mask: Tensor | None,
+        rope_deltas: Tensor,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.attention_mask = attention_mask  # (B, S)
+        self.rope_deltas = rope_deltas
+
+    def __call__(self, token: Tensor) -> Tensor:
+        if self.attention_mask is not None:  # the new column is no padding
+            self.attention_mask = F.pad(self.attention_mask, (0, 1), value=1)
+        # Embedded here: if the model writes a placeholder token, forward would want an
+        # image.
+        embeds = self.model.model.embed_tokens(token[:, None])  # (B, 1, D)
+        out = self.model(
+            inputs_embeds=embeds,
+            attention_mask=self.attention_mask,
+            past_key_values=self.cache,
+            rope_deltas=self.rope_deltas,
+        )
+        return out.logits[:, -1]
+
+
+def decode(
+    step: PlainStep | compiled.CompiledStep,
+    logits: Tensor,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    """The generation loop: yield the tokens (B,) that follow input_ids (B, T).
+
+    logits: (B, vocabulary), from which the first is chosen. step(token) gives those of the
+    next.
+    """
+    end_tokens = input_ids.new_tensor(sampling.eos_token_id)
+    finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # (B,)
+    for i in range(max_new_tokens):
+        # Overflow in float16 or damaged weights: stop with a clear error.
+        if not logits.isfinite().all():
+            raise_not_finite(logits.dtype)
+        token = next_token(logits, input_ids, sampling, generator)  # (B,)
+        token = token.masked_fill(finished, sampling.pad_token_id)  # ended rows give padding
+        finished = finished | torch.isin(token, end_tokens)
+        input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # for the repetition penalty
+        yield token
+        if finished.all() or i == max_new_tokens - 1:
+            return
+        logits = step(token)
+
+
+# -------------------------------------------------------------------------- the whole model
 
 
 @dataclass
 class Qwen2VLOutput:
+    """What one forward pass returns."""
+
     logits: Tensor  # (B, T or logits_to_keep, vocabulary)
-    loss: Tensor | None = None  # scalar, float32, where labels were given
+    loss: Tensor | None = None  # a float32 scalar where labels were given
     past_key_values: KVCache | None = None
     rope_deltas: Tensor | None = None  # (B, 1), see get_rope_index
-    hidden_states: list[Tensor] | None = None  # layers + 1 of (B, T, D): embeddings ... last, normalised
-    attentions: list[Tensor] | None = None  # layers of (B, H, T, S)
+    hidden_states: list[Tensor] | None = None  # each (B, T, D), see Qwen2VLModel.forward
+    attentions: list[Tensor] | None = None  # the weights of each layer, (B, H, T, S)
 
 
-class EagerStep:
-    """The decoder for one more token of each row: tokens (B,) to logits (B, vocabulary)."""
-
-    def __init__(self, model: "Qwen2VLForConditionalGeneration", cache: KVCache, mask: Tensor | None, deltas):
-        self.model, self.mask, self.past = model, mask, {"past_key_values": cache, "rope_deltas": deltas}
-
-    def __call__(self, token: Tensor) -> Tensor:
-        self.mask = None if self.mask is None else F.pad(self.mask, (0, 1), value=1)  # (B, S)
-        embeds = self.model.model.embed_tokens(token[:, None])  # as text, also the id of a picture's slot
-        return self.model(inputs_embeds=embeds, attention_mask=self.mask, **self.past).logits[:, -1]
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of labels (B, T) under logits (B, T, vocabulary); -100 is no
+    label.
+    """
+    # The logits at position i predict the token at position i + 1.
+    predictions = logits[:, :-1].flatten(0, 1).float()
+    return F.cross_entropy(predictions, labels[:, 1:].flatten(), ignore_index=-100)
 
 
 class Qwen2VLForConditionalGeneration(nn.Module):
-    """Pictures, videos and text in, text out. `attn_implementation` may be changed at any time."""
+    """Images, videos and text in, text out.
 
-    def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
+    `attn_implementation`, one of ATTENTION_IMPLEMENTATIONS, may be changed at any time.
+    """
+
+    def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa") -> None:
         super().__init__()
-        self.config, self.attn_implementation = config, attn_implementation
-        self.generation_config: dict = {}
-        self.get_rope_index = functools.partial(get_rope_index, config)
+        self.config = config
+        self.attn_implementation = attn_implementation
+        self.generation_config: dict = {}  # the content of generation_config.json
         self.visual = VisionTransformer(config.vision_config)
         self.model = Qwen2VLModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:  # the head is the embedding table itself
-            fast.tie(self.lm_head, self.model.embed_tokens)
+        """Where the config says so, let the head use the embedding table as its weight."""
+        if not self.config.tie_word_embeddings:
+            return
+        table = self.model.embed_tokens
+        if isinstance(table, quantized.Int8Embedding):
+            self.lm_head = quantized.Int8Linear(table.weight, table.scale)
+        self.lm_head.weight = table.weight
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
     @property
-    def dtype(self) -> torch.dtype:  # of what is computed; with int8 that is not the weights'
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states and logits, also where weights are stored in int8."""
         return self.model.norm.weight.dtype
 
     @classmethod
     def from_pretrained(
-        cls, name, dtype="auto", device_map="auto", attn_implementation="auto", torch_dtype=None, int8=False
+        cls,
+        name: str | Path,
+        dtype: str | torch.dtype = "auto",
+        device_map: str | torch.device = "auto",
+        attn_implementation: str = "auto",
+        torch_dtype: str | torch.dtype | None = None,
+        int8: bool = False,
     ) -> "Qwen2VLForConditionalGeneration":
-        """Load "tiny", a folder or a Hub name; "auto" is its own dtype, and one device: CUDA, MPS or CPU.
+        """Load "tiny", a folder, or a Hub repository.
 
-        By default attention is sdpa, on a CPU in half precision blocks. int8: matrices by `fast.to_int8`.
+        dtype: "auto" is the checkpoint's own; torch_dtype is its older name. device_map:
+        "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
+        "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
+        int8 with a scale for each row.
         """
         folder = load.find_checkpoint(name)
         config = load.read_config(folder)
-        with torch.device("meta"):  # shapes without memory: each tensor gets its storage when it is read
-            model = cls(Qwen2VLConfig.from_dict(config))
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head counts once
-        size = 1 if int8 else dtype.itemsize  # bytes a parameter
-        device = load.pick_device(device_map, sum(map(math.prod, shapes.values())) * size)
-        model.attn_implementation = fast.pick_attention(attn_implementation, device, dtype)
-        probe = torch.ones(3, 1, 1, 1, 8, device=device, dtype=dtype)
-        attention(*probe, model.attn_implementation)  # fails, where it can't run, before the weights are read
-        tied = frozenset({"lm_head.weight"} if model.config.tie_word_embeddings else ())
-        for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored=tied):
-            module, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
-            if int8 and leaf == "weight":
-                fast.to_int8(model.get_submodule(module))
-        model.tie_weights()
+        if device_map == "auto" and name == "tiny":
+            device_map = "cpu"  # so that its answers are the same on every machine
+
+        # Shapes without memory: each tensor gets its storage when it is read. A tied head
+        # is not among the parameters, since a shared tensor is named once.
+        with torch.device("meta"):
+            model = cls(Qwen2VLConfig.from_dict(config))
+        shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
+
+        # What can't work fails here, before the weights are read: too little memory, or an
+        # implementation of attention that can't run on the device.
+        bytes_per_parameter = 1 if int8 else dtype.itemsize
+        num_parameters = sum(math.prod(shape) for shape in shapes.values())
+        device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
+        model.attn_implementation = pick_attention(attn_implementation, device, dtype)
+        check_attention_runs(model.attn_implementation, device, dtype)
+
+        # Some files hold the tied head as well; it is the embedding table once more.
+        ignored = ["lm_head.weight"] if model.config.tie_word_embeddings else []
+        for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored):
+            model.set_parameter(path, tensor, int8)
+        model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = load.read_json(folder, "generation_config.json", optional=True)
         return model.eval()
 
+    def set_parameter(self, path: str, tensor: Tensor, int8: bool = False) -> None:
+        """Make a tensor the parameter of that path, say "model.norm.weight".
+
+        int8: if it is the weight of a linear layer or of the embedding, a quantized layer
+        takes the place of that layer (`quantize` returns other modules as they are).
+        """
+        module_path, _, name = path.rpartition(".")
+        module = self.get_submodule(module_path)
+        # Until now the parameter was on the meta device, without values. A bias may come
+        # before the weight, and is taken over by the quantized layer, or after it, and is
+        # set on that.
+        setattr(module, name, nn.Parameter(tensor))
+        if int8 and name == "weight":
+            parent_path, _, child = module_path.rpartition(".")
+            setattr(self.get_submodule(parent_path), child, quantized.quantize(module))
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config and weights in the official layout; the other files are to be copied."""
+        """Write config and weights in the official layout, not the processor's files."""
         if self.lm_head.weight.dtype == torch.int8:
             raise ValueError("int8 weights have no official layout: load without int8 to save")
         config = self.config.to_dict()
         config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
-        load.save_checkpoint(folder, config, dict(self.named_parameters()), self.generation_config or None)
+        tensors = dict(self.named_parameters())
+        load.save_checkpoint(Path(folder), config, tensors, self.generation_config or None)
 
-    def embed(self, input_ids: Tensor, images: tuple = (None, None), videos: tuple = (None, None)) -> Tensor:
-        """Token embeddings (B, T, D), with the features of (pixel values, grids) in their slots, in order."""
+    def get_rope_index(
+        self,
+        input_ids: Tensor,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The function of the same name: positions (3, B, T) and rope_deltas (B, 1)."""
+        return get_rope_index(
+            self.config, input_ids, image_grid_thw, video_grid_thw, attention_mask
+        )
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (B, T, D) of tokens, with placeholders replaced by features of images."""
         embeds = self.model.embed_tokens(input_ids)
-        tokens = {"image": self.config.image_token_id, "video": self.config.video_token_id}
-        for (kind, token), (pixels, grid_thw) in zip(tokens.items(), (images, videos), strict=True):
-            slots, features = input_ids == token, embeds[:0, 0]  # (B, T) and (0, D)
-            if pixels is not None:
-                features = self.visual(pixels, grid_thw, self.attn_implementation).to(embeds.dtype)
-            if len(features) != (n := int(slots.sum())):
-                raise ValueError(f"the prompt has {n} {kind} tokens, the {kind}s give {len(features)}")
-            embeds = embeds.masked_scatter(slots[..., None], features)
-        return embeds
+        is_image = input_ids == self.config.image_token_id  # (B, T)
+        is_video = input_ids == self.config.video_token_id
+        embeds = self.splice(embeds, is_image, pixel_values, image_grid_thw, "image")
+        return self.splice(embeds, is_video, pixel_values_videos, video_grid_thw, "video")
+
+    def splice(
+        self,
+        embeds: Tensor,
+        is_placeholder: Tensor,
+        pixel_values: Tensor | None,
+        grid_thw: Tensor | None,
+        kind: str,
+    ) -> Tensor:
+        """Put the features of images (or videos) in place of their placeholders, in order.
+
+        embeds: (B, T, D); is_placeholder: (B, T). ValueError with both counts if they
+        differ.
+        """
+        # Images without placeholders, or placeholders without images, are errors.
+        expected = int(is_placeholder.sum())
+        if pixel_values is None:
+            if expected:
+                raise ValueError(f"the prompt has {expected} {kind} tokens, the {kind}s give 0")
+            return embeds
+        features = self.visual(pixel_values, grid_thw, self.attn_implementation)  # (N, D)
+        if len(features) != expected:
+            raise ValueError(
+                f"the prompt has {expected} {kind} tokens, the {kind}s give {len(features)}"
+            )
+        # (B, T, 1) covers all D values. The i-th placeholder of the batch gets the i-th
+        # feature.
+        return embeds.masked_scatter(is_placeholder[..., None], features.to(embeds.dtype))
 
     def forward(
         self,
@@ -620,188 +1263,234 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Qwen2VLOutput:
-        """One pass. Nothing stays on the model: the cache and the deltas are the caller's.
+        """One pass. Nothing stays on the model: the caller keeps cache and rope_deltas.
 
-        input_ids: (B, T), or inputs_embeds: (B, T, D) with the pictures already in; attention_mask: (B, S), 0
-        for padding; pixel values: (patches, 1176) and grids: (pictures, 3) in prompt order over all rows;
-        position_ids: (3, B, T), else from get_rope_index or, behind a filled cache, from rope_deltas (B, 1);
-        labels: (B, T), -100 for no loss; logits_to_keep: of the last so many positions only, 0 for all.
+        input_ids: (B, T), or inputs_embeds: (B, T, D) with images already in place;
+        attention_mask: (B, S), 0 for padding; pixel values: (patches, 1176) and grids
+        (images, 3) in prompt order over the batch; position_ids: (3, B, T), else computed
+        from input_ids or, if the cache holds tokens, from rope_deltas (B, 1); labels: (B,
+        T), -100 for no loss; logits_to_keep: how many of the last positions get logits, 0
+        for all.
         """
-        past = past_key_values.length if past_key_values is not None else 0
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if position_ids is None and (rope_deltas if past else input_ids) is None:
-            raise ValueError(f"without position_ids, forward needs {'rope_deltas' if past else 'input_ids'}")
         if labels is not None and logits_to_keep:
             raise ValueError(f"labels need all logits, logits_to_keep is {logits_to_keep}")
-        if output_attentions and self.attn_implementation != "eager":
-            raise ValueError(f"{self.attn_implementation} keeps no attention weights, eager does")
-        if inputs_embeds is None:
-            images, videos = (pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw)
-            inputs_embeds = self.embed(input_ids, images, videos)
-        if position_ids is None and past:  # text behind a filled cache
-            steps = torch.arange(past, past + inputs_embeds.shape[1], device=rope_deltas.device)
-            position_ids = (steps + rope_deltas).expand(3, -1, -1)  # (3, B, T)
-        elif position_ids is None:
-            grids = image_grid_thw, video_grid_thw
-            position_ids, rope_deltas = self.get_rope_index(input_ids, *grids, attention_mask)
-        hidden_states, attentions = [] if output_hidden_states else None, [] if output_attentions else None
-        how = attention_mask, past_key_values, self.attn_implementation
-        x = self.model(inputs_embeds, position_ids, *how, hidden_states, attentions)[:, -logits_to_keep:]
-        logits = self.lm_head(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # a slice of 3 axes copies weights
-        loss = None
-        if labels is not None:  # position i - 1 predicts token i
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+        # Embeddings of tokens, with features of images and videos in place of their
+        # placeholders.
+        if input_ids is not None and inputs_embeds is None:
+            inputs_embeds = self.embed(
+                input_ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+            )
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        elif pixel_values is not None or pixel_values_videos is not None:
+            raise ValueError("give inputs_embeds, or input_ids with pixel values, but not both")
+        # Positions in time, row and column.
+        if position_ids is None:
+            length = inputs_embeds.shape[1]
+            grids = (image_grid_thw, video_grid_thw)
+            position_ids, rope_deltas = self.choose_positions(
+                input_ids, length, grids, attention_mask, past_key_values, rope_deltas
+            )
+        # The decoder fills these two lists where they are asked for.
+        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
+        attentions: list[Tensor] | None = [] if output_attentions else None
+        x = self.model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            implementation=self.attn_implementation,
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
+        x = x[:, -logits_to_keep:]  # all of them for 0, since -0 is 0
+        logits = self.compute_logits(x)
+        loss = None if labels is None else next_token_loss(logits, labels)
         return Qwen2VLOutput(logits, loss, past_key_values, rope_deltas, hidden_states, attentions)
 
-    @torch.no_grad()
+    def choose_positions(
+        self,
+        input_ids: Tensor | None,
+        length: int,
+        grids: tuple[Tensor | None, Tensor | None],
+        attention_mask: Tensor | None,
+        cache: KVCache | None,
+        rope_deltas: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Positions (3, B, T) and rope_deltas (B, 1) of `length` tokens."""
+        # After the prompt comes text, whose positions go on from those of the prompt.
+        if cache is not None and cache.length:
+            if rope_deltas is None:
+                raise ValueError("after a prompt forward needs rope_deltas or position_ids")
+            if any(grid is not None for grid in grids):
+                raise ValueError("images after a prompt need position_ids")
+            device = rope_deltas.device
+            indices = torch.arange(cache.length, cache.length + length, device=device)  # (T,)
+            positions = indices + rope_deltas  # (B, T)
+            return positions.expand(3, -1, -1), rope_deltas
+
+        # A prompt: its ids say where the images are.
+        if input_ids is None:
+            raise ValueError("without position_ids forward needs input_ids")
+        image_grid_thw, video_grid_thw = grids
+        return self.get_rope_index(input_ids, image_grid_thw, video_grid_thw, attention_mask)
+
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """Hidden states (B, T, D) to logits (B, T, vocabulary)."""
+        # As rows (B * T, D). For a sliced tensor with three axes PyTorch 2.13 on a CPU
+        # would first copy the whole weight of the head, which takes a second at the size of
+        # the 2B checkpoint.
+        rows = x.flatten(0, 1)
+        return self.lm_head(rows).unflatten(0, x.shape[:2])
+
+    @torch.no_grad()  # of a generator: while it computes, not while its caller does
     def stream(
-        self, input_ids: Tensor, attention_mask=None, max_new_tokens=128, seed=None, compile=False, **settings
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        max_new_tokens: int = 128,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+        compile: bool = False,
+        **unknown: object,
     ) -> Iterator[Tensor]:
-        """Yield the next token of every row, (B,), until each row has ended or max_new_tokens are out.
+        """Yield the next token of every row, (B,), until all rows have ended.
 
-        Ended rows yield padding. compile: by `fast.CompiledStep`, for long answers; settings: fields of
-        `Sampling`, and pictures and videos as `forward` takes them.
+        At most max_new_tokens are generated, and rows that have ended yield padding. The
+        first six arguments are those of `forward`. Settings of `Sampling` that are None
+        come from generation_config.json. seed: makes sampling repeatable. compile: decode
+        with `compiled.CompiledStep`, which pays for long answers. Wrong arguments are
+        errors of the first `next`, since this is a generator.
         """
-        B, T = input_ids.shape
-        room = self.config.max_position_embeddings - T
-        if not 1 <= max_new_tokens <= room:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; behind {T} tokens this model takes {room}")
-        if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError("generation needs padding on the left, this attention_mask ends in padding")
-        attention_mask = None if attention_mask is None or attention_mask.all() else attention_mask
-        chosen = {f.name: settings.pop(f.name, None) for f in fields(Sampling)}
-        how = Sampling.resolve(self.config, self.generation_config, chosen)
+        refuse_unknown(unknown, self.stream)  # names the argument that may be meant
+        self.check_prompt(input_ids, attention_mask, max_new_tokens)
+        chosen = {
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        sampling = Sampling.resolve(self.config, self.generation_config, chosen)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        cache = KVCache(self.config, B, T + max_new_tokens - 1, self.device, self.dtype)
-        ends, ended = input_ids.new_tensor(how.eos_token_id), torch.zeros_like(input_ids[:, 0]).bool()
-        out = self(input_ids, attention_mask, past_key_values=cache, logits_to_keep=1, **settings)
-        step = fast.CompiledStep if compile and max_new_tokens > 1 else EagerStep
-        logits, step = out.logits[:, -1], step(self, cache, attention_mask, out.rope_deltas)
-        for left in reversed(range(max_new_tokens)):
-            token = next_token(logits, input_ids, how, generator).masked_fill(ended, how.pad_token_id)  # (B,)
-            input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # (B, S)
-            ended = ended | torch.isin(token, ends)
-            notice = fast.Notice(ended.all(), logits.isfinite().all())
-            if ahead := bool(left) and logits.is_cuda:  # it goes on while the host looks at this token
-                logits = step(token)
-            over, finite = notice.read()
-            if not finite:
-                raise ValueError(f"logits in {self.dtype} are not finite; load it in bfloat16 or float32")
-            yield token
-            if over or not left:
-                return
-            logits = logits if ahead else step(token)
 
-    def generate(self, input_ids: Tensor, **settings) -> Tensor:
-        """The prompt and behind it what `stream` yields, (B, T + new); takes what `stream` takes."""
-        return torch.cat((input_ids, torch.stack(list(self.stream(input_ids, **settings)), dim=1)), dim=1)
-
-
-EXAMPLES = """examples:
-  python qwen2vl.py --image examples/shapes.png --trace
-  python qwen2vl.py --image a.jpg --image b.jpg --prompt "What differs?" --model Qwen/Qwen2-VL-2B-Instruct
-  python qwen2vl.py --video clip.mp4 --fps 1 --prompt "What happens?" --model /models/Qwen2-VL-7B-Instruct
-  python qwen2vl.py --chat"""
-TINY = """model: tiny, embedded here; it knows drawn shapes and words, in pictures and clips, nothing else.
-For real pictures: --model Qwen/Qwen2-VL-2B-Instruct (downloads 4.4 GB), or a folder that holds it."""
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    about = "Ask Qwen2-VL about pictures and videos. The answer goes to stdout, everything else to stderr."
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=about, epilog=EXAMPLES, formatter_class=raw)
-    add = parser.add_argument
-    add("--image", action="append", default=[], metavar="SOURCE", help="path, URL or data: URI; repeatable")
-    add("--video", action="append", default=[], metavar="SOURCE", help="path or URL; goes behind pictures")
-    add("--prompt", default="Describe this image.", help="default: %(default)s")
-    add("--system", help="replaces the default system prompt")
-    add("--chat", action="store_true", help="talk in turns; /image PATH, /video PATH, /reset, /quit")
-    add("--model", default="tiny", help="tiny (default), a folder, or a name on the Hub")
-    add("--device", default="auto", help="auto (default: CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", help="auto (default: as stored), bfloat16, float16, float32")
-    add("--attn", default="auto", choices=("auto", *IMPLEMENTATIONS), help="attention (default: auto)")
-    add("--compile", action="store_true", help="compile the decoder: long answers end sooner")
-    add("--int8", action="store_true", help="weights in int8: half of bfloat16's memory, faster, less exact")
-    add("--fps", type=float, help="frames a second taken from a video (default: 2)")
-    add("--min-pixels", type=int, help="smaller pictures are enlarged to this many pixels")
-    add("--max-pixels", type=int, help="larger pictures are shrunk to this many; 28 x 28 make one token")
-    add("--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)")
-    add("--temperature", type=float, help="0: the likeliest answer; default: as generation_config.json says")
-    add("--top-k", type=int, help="draw from the k likeliest tokens only")
-    add("--top-p", type=float, help="draw from the likeliest tokens that together reach this probability")
-    add("--seed", type=int, help="the same seed draws the same answer")
-    add("--trace", action="store_true", help="a table of each stage's shapes, time and memory")
-    return parser.parse_args(argv)
-
-
-def answer(model: Qwen2VLForConditionalGeneration, processor, messages: list[dict], args) -> str:
-    """Stream the answer to a conversation to stdout, and return it."""
-    inputs = processor.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=True, video_fps=args.fps
-    ).to(model.device)
-    names = ("max_new_tokens", "seed", "compile", "temperature", "top_k", "top_p")
-    pieces, text = [], processor.text_stream()
-    with stages.trace_stages(model) if args.trace else contextlib.nullcontext():
-        for token in model.stream(**inputs, **{name: getattr(args, name) for name in names}):
-            pieces.append(text.push(int(token)))
-            print(pieces[-1], end="", flush=True)
-        pieces.append(text.finish())
-        print(pieces[-1], flush=True)
-    return "".join(pieces)
-
-
-def chat(answer_to: Callable[[list[dict]], str], messages: list[dict], media: list[dict]) -> None:
-    """Turns from stdin until it ends; whatever is wrong with a turn costs that turn only."""
-    turns = list(messages)
-    print("/image PATH, /video PATH, /reset, /quit", file=sys.stderr)
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        try:
-            command, _, rest = (line := input().strip()).partition(" ")
-            if command == "/quit":
-                return
-            if command in ("/image", "/video"):
-                media.append({"type": command[1:], "path": rest.strip()})
-            elif command == "/reset":
-                turns, media = list(messages), []
-            elif line:
-                question, media = {"role": "user", "content": [*media, {"type": "text", "text": line}]}, []
-                turns += [question, {"role": "assistant", "content": answer_to([*turns, question])}]
-        except EOFError:
-            return
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line: 0, or 2 after a line on stderr about what was wrong with the input."""
-    from processor import Qwen2VLProcessor  # here: the model alone needs no picture libraries
-
-    args = parse_arguments(argv)
-    getattr(sys.stdout, "reconfigure", dict)(errors="replace")  # a stream that has no emoji prints ? instead
-    try:
-        if args.model == "tiny":
-            print(TINY, file=sys.stderr)
-        processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
-        options = args.dtype, args.device, args.attn
-        model = Qwen2VLForConditionalGeneration.from_pretrained(args.model, *options, int8=args.int8)
-        messages = [] if args.system is None else [{"role": "system", "content": args.system}]
-        media = [{"type": kind, "path": path} for kind in ("image", "video") for path in getattr(args, kind)]
-        if args.chat:
-            chat(lambda turns: answer(model, processor, turns, args), messages, media)
+        # The first token comes from one pass over the prompt, the others from one step
+        # each.
+        media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        logits, step = self.prefill(input_ids, attention_mask, media, max_new_tokens, compile)
+        # On CUDA decode_ahead starts step i + 1 before the host reads token i, so that the
+        # GPU never waits. It gets next_token as an argument, since compiled.py must not
+        # import this file.
+        if isinstance(step, compiled.CompiledStep) and logits.is_cuda:
+            yield from compiled.decode_ahead(
+                step, logits, input_ids, max_new_tokens, sampling, generator, next_token
+            )
         else:
-            question = {"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]}
-            answer(model, processor, [*messages, question], args)
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error) or 'out of memory: lower --max-pixels or --fps'}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+            yield from decode(step, logits, input_ids, max_new_tokens, sampling, generator)
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+        max_new_tokens: int,
+        compile: bool,
+    ) -> tuple[Tensor, PlainStep | compiled.CompiledStep]:
+        """Read the prompt: logits (B, vocabulary) of the first new token, and the step for
+        more.
+
+        media: pixel values and grids of images, then of videos, as `forward` takes them.
+        """
+        # Without padding the mask goes once for all: each step would extend it and look at
+        # it again.
+        if attention_mask is not None and attention_mask.all():
+            attention_mask = None
+
+        # Room for the prompt and for all new tokens but the last, which no step reads.
+        capacity = input_ids.shape[1] + max_new_tokens - 1
+        cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
+        out = self(input_ids, attention_mask, *media, past_key_values=cache, logits_to_keep=1)
+
+        make_step = compiled.CompiledStep if compile and max_new_tokens > 1 else PlainStep
+        return out.logits[:, -1], make_step(self, cache, attention_mask, out.rope_deltas)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        max_new_tokens: int = 128,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+        compile: bool = False,
+        **unknown: object,
+    ) -> Tensor:
+        """The prompt and the new tokens, (B, T + new tokens); takes the arguments of
+        `stream`.
+        """
+        refuse_unknown(unknown, self.generate)
+        tokens = self.stream(
+            input_ids,
+            attention_mask,
+            pixel_values,
+            image_grid_thw,
+            pixel_values_videos,
+            video_grid_thw,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            seed=seed,
+            compile=compile,
+        )
+        new_tokens = torch.stack(list(tokens), dim=1)  # a list of (B,) to (B, new tokens)
+        return torch.cat((input_ids, new_tokens), dim=1)
+
+    def check_prompt(
+        self, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
+    ) -> None:
+        """ValueError if nothing can be generated after this prompt."""
+        length = input_ids.shape[1]
+        # Prompt and answer share the positions that the model was made for.
+        room = self.config.max_position_embeddings - length
+        if not 1 <= max_new_tokens <= room:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}; after {length} tokens this model takes {room}"
+            )
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError(
+                "generation needs padding on the left, this attention_mask ends in padding"
+            )
 
 
+# Running this file starts the command line of qwen2vl_app, which imports this file.
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # not on Windows: end quietly when `| head` has read enough
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    from qwen2vl_app.command_line import main
+
     sys.exit(main())

@@ -1,9 +1,11 @@
-"""What the notebooks share: the model, a style for plots, checks that must hold, and exercises to try.
+"""What the notebooks share: the model, a style for plots, checks that must hold, and exercises.
 
     QWEN2VL_MODEL=Qwen/Qwen2-VL-2B-Instruct jupyter lab notebooks    # official weights
+    QWEN2VL_DEVICE=cuda jupyter lab notebooks                        # another device than the CPU
 
-Checks compare with two others: the shipped function, and the reference. The reference is `transformers` where
-that is installed; else an array that it once gave, stored in `notebooks/reference/`.
+A check compares with two others: with the shipped function, and with the reference. The
+reference is `transformers` where that is installed, or else an array that it once gave, stored
+in `notebooks/reference/`.
 """
 
 import os
@@ -16,17 +18,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from cycler import cycler
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a bare clone works, nothing has to be installed from it
 
-from processor import Qwen2VLProcessor  # noqa: E402
+from load import find_checkpoint  # noqa: E402
+from processor import Qwen2VLImageProcessor, Qwen2VLProcessor, patchify  # noqa: E402
 from qwen2vl import Qwen2VLForConditionalGeneration  # noqa: E402
 
 MODEL = os.environ.get("QWEN2VL_MODEL", "tiny")
 IS_TINY = MODEL == "tiny"
+DEVICE = os.environ.get("QWEN2VL_DEVICE", "cpu")  # as for the stored outputs
 EXAMPLES = ROOT / "examples"
-STORED = Path(__file__).resolve().parent / "reference"
+STORED = ROOT / "notebooks" / "reference"
 
 plt.rcParams.update(
     {
@@ -43,121 +49,151 @@ plt.rcParams.update(
 )
 
 
-def load(attn: str = "eager") -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
-    """The model that QWEN2VL_MODEL names, by default the embedded one, and its processor; no gradients."""
+# -------------------------------------------------------------------------------- model and images
+
+
+def load(attention: str = "eager") -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
+    """The model that QWEN2VL_MODEL names, by default the embedded one, and its processor.
+
+    The model is on DEVICE, and gradients are switched off.
+    """
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(MODEL, attn_implementation=attn)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        MODEL, device_map=DEVICE, attn_implementation=attention
+    )
     return model, Qwen2VLProcessor.from_pretrained(MODEL)
 
 
-# ---------------------------------------------------------------------------------------------------- checks
+def image_from_patches(
+    patches: Tensor, grid: tuple[int, int, int], image_processor: Qwen2VLImageProcessor
+) -> Tensor:
+    """The image that normalised patches (P, 1176) show if they are in the model's order.
+
+    Returns the first frame (3, height, width), with values from 0 to 1.
+    """
+    patch_size, depth = image_processor.patch_size, image_processor.temporal_patch_size
+    channels = len(image_processor.image_mean)
+    t, h, w = grid
+
+    # Undo the normalisation.
+    mean = torch.tensor(image_processor.image_mean)[:, None]
+    std = torch.tensor(image_processor.image_std)[:, None]
+    values = patches.cpu().float().view(len(patches), channels, -1) * std + mean
+
+    # Let the shipped code cut a frame whose pixels are numbered: that tells where each value
+    # of a patch came from.
+    shape = (t * depth, channels, h * patch_size, w * patch_size)
+    pixel_numbers = torch.arange(values.numel()).view(shape)
+    source, _ = patchify(pixel_numbers, patch_size, depth, image_processor.merge_size)
+    frames = torch.empty(values.numel())
+    frames[source.flatten()] = values.flatten()
+    return frames.view(shape)[0].clamp(0, 1)
 
 
-def difference(ours: Any, theirs: Any) -> float:
-    """The largest difference, relative to the largest number of the second; ValueError if shapes differ."""
-    ours, theirs = (torch.as_tensor(x).detach().double().cpu() for x in (ours, theirs))
-    if ours.shape != theirs.shape:
-        raise ValueError(f"the shapes differ: {tuple(ours.shape)} and {tuple(theirs.shape)}")
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+# ------------------------------------------------------------------------------------------ checks
 
 
-def check(what: str, ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    """Print how far two tensors are apart; AssertionError beyond the tolerance. None: no reference."""
+def difference(ours: ArrayLike | Tensor, theirs: ArrayLike | Tensor) -> float:
+    """The largest difference, relative to the largest number of the second.
+
+    ValueError if the shapes differ.
+    """
+    # To the CPU first: other devices may have no float64.
+    a = torch.as_tensor(ours).detach().cpu().double()
+    b = torch.as_tensor(theirs).detach().cpu().double()
+    if a.shape != b.shape:
+        raise ValueError(f"the shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+
+
+def check(
+    claim: str, ours: ArrayLike | Tensor, theirs: ArrayLike | Tensor | None, tolerance: float = 1e-5
+) -> None:
+    """Print how far apart two tensors are; AssertionError beyond the tolerance.
+
+    `theirs` is None where there is no reference: then the line says so.
+    """
     if theirs is None:
-        print(f"– {what}: no reference here (transformers isn't installed, and {MODEL} has none stored)")
+        print(f"– {claim}: no reference here (no transformers installed, none stored for {MODEL})")
         return
     apart = difference(ours, theirs)
-    if not apart <= tolerance:
-        raise AssertionError(f"{what}: {apart:.1e} apart, more than {tolerance:.0e}")
-    print(f"✓ {what}: " + ("equal to the last bit" if apart == 0 else f"at most {apart:.1e} apart"))
+    if not apart <= tolerance:  # NaN fails as well
+        raise AssertionError(f"{claim}: {apart:.1e} apart, more than {tolerance:.0e}")
+    result = "equal to the last bit" if apart == 0 else f"at most {apart:.1e} apart"
+    print(f"✓ {claim}: {result}")
 
 
-def answered(what: str, holds: bool) -> None:
-    """A claim about the embedded model's answers; others answer otherwise, untrained ones at random."""
+def answered(claim: str, holds: bool) -> None:
+    """Check a claim about the embedded model's answers.
+
+    Other weights answer otherwise, so for them the line only says whether the claim holds.
+    """
     if not IS_TINY:
-        print(
-            f"– {what}: {'so' if holds else 'not so'} here; it needs trained weights, so tiny is held to it"
-        )
+        result = "it holds" if holds else "it does not hold"
+        print(f"– {claim}: {result} here; it needs trained weights, so only tiny must meet it")
         return
-    assert holds, f"{what}: does not hold"
-    print(f"✓ {what}")
+    assert holds, f"{claim}: does not hold"
+    print(f"✓ {claim}")
 
 
-def transformers_here() -> bool:
-    """Whether the reference implementation can be asked; QWEN2VL_NO_TRANSFORMERS=1 pretends that it can't."""
+def transformers_installed() -> bool:
+    """Whether the reference can be asked; QWEN2VL_NO_TRANSFORMERS=1 pretends that it can't."""
     if os.environ.get("QWEN2VL_NO_TRANSFORMERS"):
         return False
     try:
-        import transformers  # noqa: F401  (slow: only where it's asked for)
+        import transformers  # noqa: F401  (slow, so only where it is asked for)
     except ImportError:
         return False
     return True
 
 
 def reference_model() -> Any:
-    """The same checkpoint in transformers, in our model's dtype; None where it isn't installed."""
-    if not transformers_here():
+    """The same checkpoint in transformers, in our dtype; None where that is not installed."""
+    if not transformers_installed():
         return None
     import transformers
 
-    from load import find_checkpoint
-
-    return transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+    model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
         find_checkpoint(MODEL), dtype="auto", attn_implementation="eager"
-    ).eval()
+    )
+    return model.eval().to(DEVICE)
 
 
-def reference(name: str, ask: Callable[[], Any]) -> torch.Tensor | None:
-    """What the reference says: ask() where transformers is installed, else the array stored under the name.
+def reference(name: str, ask: Callable[[], ArrayLike | Tensor]) -> Tensor | None:
+    """What the reference says: ask() where transformers is installed, else the stored array `name`.
 
-    Run with QWEN2VL_STORE=1 to store what ask() gives. Arrays are stored for the embedded model only.
+    With QWEN2VL_STORE=1 what ask() gives is stored. There are arrays for the embedded model
+    only.
     """
     file = STORED / f"{name}.npy"
-    if transformers_here():
+    if transformers_installed():
         theirs = torch.as_tensor(ask()).detach().cpu()
         if os.environ.get("QWEN2VL_STORE") and IS_TINY:
             STORED.mkdir(exist_ok=True)
             np.save(file, theirs.numpy())
         return theirs
-    return torch.from_numpy(np.load(file)) if IS_TINY and file.exists() else None
+    if IS_TINY and file.exists():
+        return torch.from_numpy(np.load(file))
+    return None
 
 
-# ------------------------------------------------------------------------------------------------- exercises
+# --------------------------------------------------------------------------------------- exercises
 
 
 class Wrong(Exception):
-    """What a checker raises: it says what is wrong."""
+    """What a checker raises: it says what is wrong with an answer."""
 
 
-def attempt(checker: Callable, *answers: Any) -> None:
-    """Let the checker look at the reader's answers: it draws, and says what is wrong, or that it's right."""
-    attempt.passed = False
+def attempt(checker: Callable[..., None], *answers: Callable) -> None:
+    """Let a checker try the reader's answers, and print the result: right, wrong or not written."""
     try:
         checker(*answers)
     except NotImplementedError:
         print("… not written yet: fill in the cell above, run it, then run this one again")
     except Wrong as wrong:
         print(f"✗ {wrong}")
-    except Exception as error:  # the reader's own code may raise anything, and the notebook should go on
+    except Exception as error:  # the reader's code may raise anything
         print(f"✗ it stopped with {type(error).__name__}: {error}")
     else:
-        attempt.passed = True
         print("✓ right")
-
-
-# ----------------------------------------------------------------------------------------------------- plots
-
-
-def show(pictures: Any, titles: list[str] | None = None, height: float = 2.6) -> None:
-    """Pictures (PIL, or tensors (3, H, W) or (H, W)) side by side."""
-    pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-    titles = titles or [""] * len(pictures)
-    _, panels = plt.subplots(1, len(pictures), figsize=(height * 1.25 * len(pictures), height), squeeze=False)
-    for axes, picture, title in zip(panels[0], pictures, titles, strict=True):
-        if isinstance(picture, torch.Tensor):
-            picture = picture.permute(1, 2, 0) if picture.ndim == 3 else picture
-        axes.imshow(picture)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    plt.show()

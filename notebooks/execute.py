@@ -1,10 +1,12 @@
 """Run notebooks from a clean kernel and keep their outputs, as they are committed.
 
-    python notebooks/execute.py                         # all ten, about four minutes on two quiet cores
-    python notebooks/execute.py 04 06                   # some
-    QWEN2VL_STORE=1 python notebooks/execute.py         # store what the reference says as well
+    python notebooks/execute.py                       # all ten: about a quarter of an hour
+    python notebooks/execute.py 04 06                 # some
+    QWEN2VL_STORE=1 python notebooks/execute.py       # store what the reference says as well
 
-To be done whenever the embedded checkpoint or the code that a notebook shows has changed.
+To be done whenever the embedded checkpoint or the code that a notebook shows has changed, on a
+machine with nothing else to do: some notebooks measure times. Notebook 09 alone trains for ten
+minutes, the others take less than a minute each.
 """
 
 import os
@@ -19,35 +21,44 @@ FOLDER = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Nothing of the machine stays: cells are numbered, keep their tags, and print as one output."""
+def execute(path: Path) -> None:
+    """Run one notebook offline, in its folder, and write it back with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    start = time.time()
+    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(FOLDER)}})
+    client.execute(env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    remove_traces(notebook)
+    nbformat.write(notebook, path)
+    seconds, size = time.time() - start, path.stat().st_size / 1000
+    print(f"{path.stem}: {seconds:.0f} s, {size:.0f} kB", flush=True)
+
+
+def remove_traces(notebook: nbformat.NotebookNode) -> None:
+    """Keep nothing of the machine and the run: cells are numbered, only their tags stay."""
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i:02d}"
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
-        merged = []
-        for output in cell.get("outputs", []):
-            if merged and output.output_type == merged[-1].output_type == "stream":
-                merged[-1].text += output.text
-            else:
-                merged.append(output)
         if cell.cell_type == "code":
-            cell.outputs = merged
+            cell.outputs = joined_prints(cell.outputs)
 
 
-def execute(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    began = time.time()
-    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(FOLDER)}})
-    client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    tidy(notebook)
-    nbformat.write(notebook, path)
-    print(f"{path.stem}: {time.time() - began:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+def joined_prints(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs, with what was printed to one stream without a break as one."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        is_print = output.output_type == "stream"
+        if is_print and joined and output.name == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def main() -> None:
+    chosen = sys.argv[1:]
     for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
-        if not sys.argv[1:] or path.name[:2] in sys.argv[1:]:
+        if not chosen or path.name[:2] in chosen:
             execute(path)
 
 

@@ -1,8 +1,9 @@
-"""What the tests share: `--full`, the folder of the official texts, the embedded checkpoint."""
+"""What the tests share: `--full`, measured figures, the official texts, the embedded checkpoint."""
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,26 +13,37 @@ import load
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-# One thread more or less changes the order of sums, and the tests run beside others: keep it fixed.
+# The order of sums depends on the number of threads, so it is the same on every machine.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
-def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="the whole figures of README's table, not a sample")
+# ------------------------------------------------------------------- how many cases are tried
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "try all cases that the tables of PROOFS.md speak of, not a sample of them"
+    parser.addoption("--full", action="store_true", help=help)
 
 
 @pytest.fixture(scope="session")
-def amount(request):
+def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """`amount(sample, full)`: how many cases to try, by default or with --full."""
-    return lambda sample, full: full if request.config.getoption("--full") else sample
+    is_full = request.config.getoption("--full")
 
+    def choose(sample: int, full: int) -> int:
+        return full if is_full else sample
+
+    return choose
+
+
+# --------------------------------------------------------------------------- measured figures
 
 FIGURES: dict[str, list[float]] = {}
 
 
 @pytest.fixture(scope="session")
-def figure():
-    """`figure(claim, value)`: notes a measured value, which the end of the run lists; returns it."""
+def figure() -> Callable[[str, float], float]:
+    """`figure(claim, value)`: note a measured value, which the end of the run lists; return it."""
 
     def note(claim: str, value: float) -> float:
         FIGURES.setdefault(claim, []).append(value)
@@ -40,20 +52,40 @@ def figure():
     return note
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if FIGURES:
-        terminalreporter.section("figures measured: least, most, how many")
+        terminalreporter.section("measured figures: lowest, highest, how many")
     for claim, values in sorted(FIGURES.items()):
-        terminalreporter.line(f"{claim:64} {min(values):10.3g} {max(values):10.3g} {len(values):7}")
+        line = f"{claim:64} {min(values):10.3g} {max(values):10.3g} {len(values):7}"
+        terminalreporter.line(line)
+
+
+# ------------------------------------------------------------------------- the official texts
 
 
 @pytest.fixture(scope="session")
-def official() -> Path:
-    """The folder of the official configs, tokenizer and chat template, named by QWEN2VL_OFFICIAL."""
+def official_texts() -> Path | None:
+    """The folder of the official JSON files that QWEN2VL_OFFICIAL names; None if it is not set."""
     folder = os.environ.get("QWEN2VL_OFFICIAL")
-    if not folder:
-        pytest.skip("QWEN2VL_OFFICIAL is not set: it names a folder with the official configs and tokenizer")
-    return Path(folder)
+    return Path(folder) if folder else None
+
+
+@pytest.fixture(scope="session")
+def official(official_texts: Path | None) -> Path:
+    """The same folder for tests that can't do without; they are skipped if it is not set."""
+    if official_texts is None:
+        pytest.skip("QWEN2VL_OFFICIAL is not set: it names a folder with the official JSON files")
+    return official_texts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that the variable changes, so that these can be run alone."""
+    for item in items:
+        if "official_texts" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.official_texts)
+
+
+# -------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +96,10 @@ def tiny() -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_2b(official, tmp_path_factory) -> tuple[Path, int]:
-    """A folder with random weights in the 2B shape and the official texts, and the bytes of the weights."""
+def checkpoint_2b(
+    official: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int]:
+    """A folder with random weights in the 2B shape and the official texts, and its weights' bytes."""
     folder = tmp_path_factory.mktemp("2b")
     if shutil.disk_usage(folder).free < 12e9:
         pytest.skip("less than 12 GB of disk are free")
@@ -73,14 +107,18 @@ def checkpoint_2b(official, tmp_path_factory) -> tuple[Path, int]:
         if not file.name.startswith("config-"):
             shutil.copy(file, folder / file.name)
     config = json.loads((official / "config-2b.json").read_text(encoding="utf-8"))
+
+    # Random weights under the right names and in the right shapes.
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, p in model.named_parameters():
-        values = torch.empty(p.shape, dtype=torch.bfloat16)
+        mean = 1.0 if "norm" in name else 0.0
         std = p[0].numel() ** -0.5 if p.ndim > 1 else 0.1
-        tensors[name] = values.normal_(1.0 if "norm" in name else 0.0, std, generator=generator)
+        values = torch.empty(p.shape, dtype=torch.bfloat16)
+        tensors[name] = values.normal_(mean, std, generator=generator)
+
     load.save_checkpoint(folder, config, tensors, max_shard_size="2GB")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
     return folder, sum(tensor.nbytes for tensor in tensors.values())

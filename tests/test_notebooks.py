@@ -1,10 +1,8 @@
-"""The course: every notebook runs from a clean kernel, every exercise can tell right from wrong."""
+"""The course: every notebook runs from a clean kernel, every exercise tells right from wrong."""
 
 import ast
-import importlib
 import os
 import re
-import sys
 from pathlib import Path
 
 import nbformat
@@ -30,49 +28,77 @@ def functions(code: str) -> set[str]:
     return {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}
 
 
-def wrong_answers(path: Path) -> list[str]:
-    """One for each exercise, from the notebook's checkers."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(f"checks.check_{path.stem[:2]}").WRONG
-    finally:
-        sys.path.remove(str(FOLDER))
+def wrong_answers(path: Path) -> dict[str, list[str]]:
+    """A notebook's wrong answers, by the function that they define.
+
+    They are cells of `notebooks/wrong_answers/NN.py`, each below a line
+    "# %% function: what is wrong".
+    """
+    text = (FOLDER / "wrong_answers" / f"{path.stem[:2]}.py").read_text(encoding="utf-8")
+    answers: dict[str, list[str]] = {}
+    for cell in text.split("\n# %% ")[1:]:
+        title, code = cell.split("\n", 1)
+        function, _, mistake = title.partition(": ")
+        assert mistake, f"{title!r} does not say what is wrong"
+        assert function in functions(code), f"the cell {title!r} does not define {function}"
+        answers.setdefault(function, []).append(code)
+    return answers
 
 
-def with_answers_tried(path: Path) -> nbformat.NotebookNode:
-    """The notebook, each exercise followed by its three trials: the stub, a wrong answer, the solution."""
-    notebook, cells, check = nbformat.read(path, as_version=4), [], None
-    wrong = iter(wrong_answers(path))
-    trial = nbformat.v4.new_code_cell
+NOT_WRITTEN, WRONG, RIGHT = "…", "✗", "✓ right"
+
+
+def with_answers_tried(path: Path) -> tuple[nbformat.NotebookNode, dict[int, str]]:
+    """The notebook, where each exercise's stub is followed by its wrong answers and its solution.
+
+    Also returns how the output of every check begins, by the number of its cell.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    untried = wrong_answers(path)
+    cells: list[nbformat.NotebookNode] = []
+    expected: dict[int, str] = {}
     for cell in notebook.cells:
         cells.append(cell)
         if tagged(cell, "check"):
+            expected[len(cells) - 1] = NOT_WRITTEN
             check = cell.source
-            cells.append(trial("assert course.attempt.passed is False, 'the stub passes'"))
-        elif tagged(cell, "solution"):
-            answer = next(wrong)
-            assert functions(answer) & functions(code_of(cell)), "the wrong answer is another exercise's"
-            cells += [
-                trial(answer), trial(check),
-                trial("assert course.attempt.passed is False, 'a wrong answer passes'"),
-                trial(code_of(cell)), trial(check),
-                trial("assert course.attempt.passed, 'the solution fails'"),
-            ]  # fmt: skip
-    assert next(wrong, None) is None, "there are more wrong answers than exercises"
+        if tagged(cell, "solution"):
+            solution = code_of(cell)
+            exercise = functions(solution) & untried.keys()
+            assert exercise, f"no wrong answer for {functions(solution)}"
+            trials = [(code, WRONG) for name in exercise for code in untried.pop(name)]
+            trials.append((solution, RIGHT))
+            for code, outcome in trials:
+                cells.append(nbformat.v4.new_code_cell(code))
+                cells.append(nbformat.v4.new_code_cell(check))
+                expected[len(cells) - 1] = outcome
+    assert not untried, f"wrong answers for no exercise: {set(untried)}"
     notebook.cells = cells
-    return notebook
+    return notebook, expected
+
+
+def printed(cell: nbformat.NotebookNode) -> str:
+    return "".join(output.get("text", "") for output in cell.get("outputs", []))
 
 
 def execute(notebook: nbformat.NotebookNode, **environment: str) -> None:
-    """Run all cells in a kernel of its own, offline, in the notebooks' folder; a cell's error is raised."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "QWEN2VL_TRAIN_MINUTES": "1"} | environment
+    """Run all cells in a new kernel, offline, in the notebooks' folder; raise a cell's error."""
+    variables = dict(os.environ, HF_HUB_OFFLINE="1", QWEN2VL_TRAIN_MINUTES="1")
+    variables.update(environment)
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(FOLDER)}})
-    client.execute(env=environment)
+    client.execute(env=variables)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
 def test_a_notebook_runs_and_its_exercises_tell_right_from_wrong(path):
-    execute(with_answers_tried(path))
+    notebook, expected = with_answers_tried(path)
+    execute(notebook)
+    for number, outcome in expected.items():
+        text = printed(notebook.cells[number])
+        answer = notebook.cells[number - 1].source
+        assert text.startswith(outcome), f"{outcome} expected for:\n{answer}\n\n{text}"
+        # A wrong answer has to be recognised, not just to crash.
+        assert "it stopped with" not in text, f"{answer}\n\n{text}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[1:2], ids=ids[1:2])
@@ -83,25 +109,38 @@ def test_without_transformers_the_stored_reference_takes_its_place(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS[:9], ids=ids[:9])
 def test_a_notebook_runs_at_the_2b_shape(path, checkpoint_2b):
-    """Random weights answer nonsense: steps that judge answers only show them, and say so."""
+    """Random weights give random answers: steps that judge answers only show them, and say so."""
     notebook = nbformat.read(path, as_version=4)
     execute(notebook, QWEN2VL_MODEL=str(checkpoint_2b[0]))
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert "it needs trained weights" in "".join(output.get("text", "") for output in outputs)
+    assert "it needs trained weights" in "".join(map(printed, notebook.cells))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
 def test_a_notebook_follows_the_pattern(path):
     cells = nbformat.read(path, as_version=4).cells
+
+    # Exercises, each followed by its check and its folded solution, and cells that break something.
     for tag, least in {"exercise": 2, "check": 2, "solution": 2, "break": 1}.items():
-        assert sum(tagged(cell, tag) for cell in cells) >= least, f"fewer than {least} cells tagged {tag}"
-    kinds = [tag for cell in cells for tag in ("exercise", "check", "solution") if tagged(cell, tag)]
-    assert kinds == ["exercise", "check", "solution"] * (len(kinds) // 3)
-    assert all(code_of(cell) and "<details>" in cell.source for cell in cells if tagged(cell, "solution"))
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert max(cell.source.count("\n") + 1 for cell in code) <= 25
-    prose = [cell.source for cell in cells if cell.cell_type == "markdown" and not tagged(cell, "solution")]
-    assert sum(map(len, prose)) > sum(len(cell.source) for cell in code), "more code than prose"
+        found = sum(tagged(cell, tag) for cell in cells)
+        assert found >= least, f"fewer than {least} cells tagged {tag}"
+    steps = ("exercise", "check", "solution")
+    order = [tag for cell in cells for tag in steps if tagged(cell, tag)]
+    assert order == list(steps) * (len(order) // 3)
+    for cell in cells:
+        if tagged(cell, "solution"):
+            assert code_of(cell) and "<details>" in cell.source
+
+    # Short cells, and more prose than code.
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert max(source.count("\n") + 1 for source in code) <= 25
+    prose = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "markdown" and not tagged(cell, "solution")
+    ]
+    assert sum(map(len, prose)) > sum(map(len, code)), "more code than prose"
+
+    # A title, a section of the paper, and what the shipped code does otherwise.
     text = "\n".join(prose)
     assert text.startswith("# ") and "arXiv" in text and re.search(r"[Ss]ection \d", text)
     assert "production" in text.lower(), "what the shipped code does differently is not said"
@@ -109,12 +148,15 @@ def test_a_notebook_follows_the_pattern(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
 def test_a_notebook_is_committed_with_its_outputs(path):
-    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
     assert path.stat().st_size < 1e6
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    for output in outputs:
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr"
 
 
 def defined_in(path: Path) -> set[str]:
@@ -124,10 +166,15 @@ def defined_in(path: Path) -> set[str]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+            for part in node.body:
+                if isinstance(part, ast.FunctionDef):
+                    names.add(f"{node.name}.{part.name}")
         if isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return names
+
+
+POINTER = re.compile(r"`(?:class |def )?([A-Za-z_][\w.]*)(?:\([^`)]*\))?` in `([\w/]+\.py)`")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
@@ -135,7 +182,7 @@ def test_every_symbol_that_a_notebook_points_to_exists(path):
     """They are written "`class X` in `file.py`", "`def f` in `file.py`" or "`X.f` in `file.py`"."""
     cells = nbformat.read(path, as_version=4).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    pointers = re.findall(r"`(?:class |def )?([A-Za-z_][\w.]*)(?:\([^`)]*\))?` in `([\w/]+\.py)`", text)
+    pointers = POINTER.findall(text)
     assert pointers, "it points nowhere"
     for name, file in pointers:
         assert name in defined_in(ROOT / file), f"`{name}` is not in `{file}`"

@@ -1,14 +1,13 @@
-"""At the official sizes, without the official weights: names, shapes and counts on the meta device."""
+"""The official sizes without the official weights: names, shapes and counts on the meta device."""
 
-import copy
 import json
 
 import pytest
 import torch
 import transformers
-from reference import official_names
 
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from tests.helpers.reference import official_names, reference_config
 
 
 @pytest.mark.parametrize("size", ["2b", "7b", "72b"])
@@ -16,9 +15,7 @@ def test_parameter_names_and_shapes_are_those_the_reference_saves(official, size
     config = json.loads((official / f"config-{size}.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         ours = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
-        theirs = transformers.Qwen2VLForConditionalGeneration(
-            transformers.Qwen2VLConfig(**copy.deepcopy(config))
-        )
+        theirs = transformers.Qwen2VLForConditionalGeneration(reference_config(config))
     saved = official_names(theirs.state_dict())
     if config["tie_word_embeddings"]:
         saved.pop("lm_head.weight")  # save_pretrained leaves out what is tied

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures, the questions about them, and what the model says."""
+"""Contact sheets: images, the questions about them, and what the model says."""
 
 import re
 import textwrap
@@ -6,16 +6,23 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from boxes import draw_boxes, find_boxes
+from qwen2vl_app.boxes import draw_boxes, find_boxes
 
-CELL, PICTURE, MARGIN = 300, 170, 12  # px: a cell's width, its picture's height, the space around
+# In pixels: a cell's width and height, the height that its image may take, the space around
+# it.
+CELL_WIDTH = 300
+CELL_HEIGHT = 270
+IMAGE_HEIGHT = 170
+MARGIN = 12
+RIGHT_COLOUR = "#0a7a2f"
+WRONG_COLOUR = "#c01c1c"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is shown (nothing for small talk), the question, the answer and whether it is right."""
+    """An image (none for small talk), the question, the answer and whether it is right."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     question: str
     said: str
     right: bool
@@ -27,36 +34,53 @@ def readable(answer: str) -> str:
 
 
 def contact_sheet(entries: list[Entry], columns: int) -> Image.Image:
-    """All entries in a grid, right ones marked by a tick in green, wrong ones by a cross in red."""
-    font, bold = ImageFont.load_default(15), ImageFont.load_default(16)
-    height = PICTURE + 100
-    rows = -(-len(entries) // columns)
-    sheet = Image.new("RGB", (columns * CELL + MARGIN, rows * height + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
+    """All entries in a grid, right ones with a green tick, wrong ones with a red cross."""
+    rows = -(-len(entries) // columns)  # rounded up
+    size = (columns * CELL_WIDTH + MARGIN, rows * CELL_HEIGHT + MARGIN)
+    sheet = Image.new("RGB", size, "white")
     for i, entry in enumerate(entries):
-        x, y = MARGIN + i % columns * CELL, MARGIN + i // columns * height
-        wide = CELL - 2 * MARGIN
-        if entry.picture:
-            boxes = [box._replace(name="") for box in find_boxes(entry.said)]
-            picture = draw_boxes(entry.picture, boxes) if boxes else entry.picture
-            scale = min(wide / picture.width, PICTURE / picture.height)
-            size = round(picture.width * scale), round(picture.height * scale)
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-            sheet.paste(picture, (x, y + PICTURE - picture.height))
-            draw.rectangle((x, y + PICTURE - size[1], x + size[0] - 1, y + PICTURE - 1), outline="#999999")
-        y += PICTURE + 6
-        for line in textwrap.wrap(entry.question, 38)[:2]:
-            draw.text((x, y), line, fill="#333333", font=font)
-            y += 18
-        colour = "#0a7a2f" if entry.right else "#c01c1c"
-        _mark(draw, x + 2, y + 4, entry.right, colour)
-        for line in textwrap.wrap(readable(entry.said), 33)[:4]:
-            draw.text((x + 20, y), line, fill=colour, font=bold)
-            y += 18
+        row, column = divmod(i, columns)
+        x = MARGIN + column * CELL_WIDTH
+        y = MARGIN + row * CELL_HEIGHT
+        if entry.image:
+            _draw_image(sheet, entry.image, entry.said, x, y)
+        _draw_texts(sheet, entry, x, y + IMAGE_HEIGHT + 6)
     return sheet
 
 
-def _mark(draw: ImageDraw.ImageDraw, x: int, y: int, right: bool, colour: str) -> None:
+def _draw_image(sheet: Image.Image, image: Image.Image, said: str, x: int, y: int) -> None:
+    """The image and the boxes of the answer, as large as the cell allows."""
+    # Their names stand in the answer below.
+    boxes = [box._replace(name="") for box in find_boxes(said)]
+    if boxes:
+        image = draw_boxes(image, boxes)
+    max_width = CELL_WIDTH - 2 * MARGIN
+    scale = min(max_width / image.width, IMAGE_HEIGHT / image.height)
+    width = round(image.width * scale)
+    height = round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    top = y + IMAGE_HEIGHT - height
+    sheet.paste(image, (x, top))
+    frame = (x, top, x + width - 1, top + height - 1)
+    ImageDraw.Draw(sheet).rectangle(frame, outline="#999999")
+
+
+def _draw_texts(sheet: Image.Image, entry: Entry, x: int, y: int) -> None:
+    """The question in at most two lines, the answer in at most four, with its mark."""
+    font = ImageFont.load_default(15)
+    large_font = ImageFont.load_default(16)
+    draw = ImageDraw.Draw(sheet)
+    for line in textwrap.wrap(entry.question, 38)[:2]:
+        draw.text((x, y), line, fill="#333333", font=font)
+        y += 18
+    colour = RIGHT_COLOUR if entry.right else WRONG_COLOUR
+    _draw_mark(draw, x + 2, y + 4, entry.right, colour)
+    for line in textwrap.wrap(readable(entry.said), 33)[:4]:
+        draw.text((x + 20, y), line, fill=colour, font=large_font)
+        y += 18
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, x: int, y: int, right: bool, colour: str) -> None:
     """A tick or a cross of lines: not every font has one."""
     if right:
         draw.line([(x, y + 6), (x + 4, y + 10), (x + 12, y)], fill=colour, width=3)

@@ -1,21 +1,25 @@
-"""The world that the embedded model knows: coloured shapes and written words, in pictures and in clips.
+"""The world that the embedded model knows: coloured shapes and written words, as images and
+videos.
 
-A scene is a canvas and a few things on it, drawn with Pillow. Several scenes make a set of pictures or, one
-after another, a clip. What is asked about them (`tiny/tasks.py`) is answered from the list of things, never
-from the pixels. All follows from the `random.Random` that the caller hands in, so the same seed gives the
-same pictures and the same words on every machine.
+A scene is a canvas and a few things on it, drawn with Pillow. Several scenes make a set of
+images or, one after another, a video. What is asked about them (`tiny/tasks.py`) is
+answered from the list of things, never from the pixels. Everything follows from the
+`random.Random` that the caller passes in, so the same seed gives the same pixels and the
+same words on every machine.
 """
 
 import contextlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = {
+RGB = tuple[int, int, int]
+
+COLOURS: dict[str, RGB] = {
     "red": (214, 39, 40),
     "orange": (255, 140, 0),
     "yellow": (240, 212, 20),
@@ -29,7 +33,7 @@ COLOURS = {
     "black": (22, 22, 22),
     "white": (250, 250, 250),
 }
-CANVASES = (
+LIGHT_CANVASES = (
     (255, 255, 255),
     (238, 238, 238),
     (250, 243, 224),
@@ -38,13 +42,13 @@ CANVASES = (
     (246, 226, 226),
     (205, 205, 210),
     (190, 205, 225),
-    (70, 75, 95),
-    (40, 60, 50),
 )
-CONTRAST = 85  # the least distance in RGB of a thing's colour to its canvas
+DARK_CANVASES = ((70, 75, 95), (40, 60, 50))
+MIN_CONTRAST = 85  # the least distance in RGB between a thing's colour and its canvas
 
-# Pairs that no training scene shows and no training text names: does the model join a colour and a shape that
-# it has only seen apart? Every colour and every shape still appears in training, with other partners.
+# Pairs that no training scene shows and no training text names: does the model combine a
+# colour and a shape that it has only seen apart? Every colour and every shape still appears
+# in training, with other partners.
 HELD_OUT = frozenset(
     {
         ("red", "star"),
@@ -59,54 +63,90 @@ HELD_OUT = frozenset(
         ("purple", "diamond"),
     }
 )
-HELD_OUT_RATIO = (1.45, 1.75)  # long side to short: training canvases are flatter or steeper, never between
-SMALLEST, LARGEST = 18, 100  # px across a shape
+# Long side to short: training canvases are flatter or steeper than this, or closer to a
+# square.
+HELD_OUT_RATIO = (1.45, 1.75)
+SMALLEST_SHAPE = 18  # px across
+LARGEST_SHAPE = 100
 OVERSAMPLING = 4  # shapes are drawn this much larger and shrunk, for smooth edges
 
 # Short words to read. Every fifth is kept from training.
 WORDS_TEXT = """
-    ACT ADD AGE AIR ANT APE ARM ART ASH BAG BAT BED BEE BIG BIKE BIRD BLUE BOAT BODY BOOK BOX BOY BUS
-    CAKE CALL CAR CARD CAT CITY CLUB COAT COLD COOK CORN COW CUP DAY DEER DESK DISH DOG DOOR DOWN DRUM
-    DUCK EAR EAST EGG EXIT EYE FACE FAN FARM FAST FILM FIRE FISH FLAG FOOD FOOT FORK FOX FREE FROG FUN
-    GAME GATE GIFT GIRL GO GOAT GOLD GOOD HAIR HAND HAT HELLO HELP HEN HILL HOME HORN HOT HOUR ICE INK
-    IRON JAM JAR JOB JOY JUMP KEY KID KING KITE LAKE LAMP LEAF LEG LION LIP LOCK LOVE LUCK MAP MAN MEN
-    MILK MIX MOON MOUSE MUD NAME NEST NET NEW NIGHT NINE NO NORTH NOSE NUT OAK OIL OLD ONE OPEN OUT OWL
-    PAN PARK PEN PET PIE PIG PIN POND POT QUEEN RAIN RAT RED RICE RING ROAD ROOF ROSE RUN SALT SAND SEA
-    SHIP SHOE SHOP SIX SKY SNOW SOAP SOCK SONG SOUP SOUTH SPOON STAR STOP SUGAR SUN SWIM TAXI TEA TEN
-    TENT TOE TOP TOWN TOY TRAIN TREE TWO UP VAN WALK WALL WARM WATER WAVE WAY WEST WIND WOLF WOOD YEAR
-    YES ZERO ZOO
+    ACT ADD AGE AIR ANT APE ARM ART ASH BAG BAT BED BEE BIG BIKE BIRD BLUE BOAT BODY BOOK
+    BOX BOY BUS CAKE CALL CAR CARD CAT CITY CLUB COAT COLD COOK CORN COW CUP DAY DEER DESK
+    DISH DOG DOOR DOWN DRUM DUCK EAR EAST EGG EXIT EYE FACE FAN FARM FAST FILM FIRE FISH
+    FLAG FOOD FOOT FORK FOX FREE FROG FUN GAME GATE GIFT GIRL GO GOAT GOLD GOOD HAIR HAND
+    HAT HELLO HELP HEN HILL HOME HORN HOT HOUR ICE INK IRON JAM JAR JOB JOY JUMP KEY KID
+    KING KITE LAKE LAMP LEAF LEG LION LIP LOCK LOVE LUCK MAP MAN MEN MILK MIX MOON MOUSE MUD
+    NAME NEST NET NEW NIGHT NINE NO NORTH NOSE NUT OAK OIL OLD ONE OPEN OUT OWL PAN PARK PEN
+    PET PIE PIG PIN POND POT QUEEN RAIN RAT RED RICE RING ROAD ROOF ROSE RUN SALT SAND SEA
+    SHIP SHOE SHOP SIX SKY SNOW SOAP SOCK SONG SOUP SOUTH SPOON STAR STOP SUGAR SUN SWIM
+    TAXI TEA TEN TENT TOE TOP TOWN TOY TRAIN TREE TWO UP VAN WALK WALL WARM WATER WAVE WAY
+    WEST WIND WOLF WOOD YEAR YES ZERO ZOO
 """
 WORDS = tuple(WORDS_TEXT.split())
 HELD_OUT_WORDS = frozenset(WORDS[::5])
-FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "LiberationSans-Bold.ttf", "Arial.ttf")
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "LiberationSans-Bold.ttf",
+    "Arial.ttf",
+)
 
 
-# ------------------------------------------------------------------------------------------------ stencils
+# --------------------------------------------------------------------------------- stencils
+
+# Corners (x, y) of a polygon in a square from -1 to 1, y pointing down.
+Corners = list[tuple[float, float]]
+# Paints a shape of radius r around the point (r, r).
+Painter = Callable[[ImageDraw.ImageDraw, float], None]
 
 
-def _polygon(*points: tuple[float, float]) -> Callable:
-    """A painter of the polygon with these corners in a square from -1 to 1, y pointing down."""
+def _polygon(corners: Corners) -> Painter:
+    """A painter of the polygon with these corners."""
 
     def paint(draw: ImageDraw.ImageDraw, r: float) -> None:
-        draw.polygon([(r + x * r, r + y * r) for x, y in points], fill=255)
+        draw.polygon([(r + x * r, r + y * r) for x, y in corners], fill=255)
 
     return paint
 
 
-def _around(n: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
-    """n corners around the centre, the first on top, at radii that take turns."""
-    turns = [2 * math.pi * i / n for i in range(n)]
-    return [
-        (radii[i % len(radii)] * math.sin(a), -radii[i % len(radii)] * math.cos(a))
-        for i, a in enumerate(turns)
-    ]
+def _star_corners(points: int, outer_radius: float, inner_radius: float) -> Corners:
+    """The corners of a star, alternating between two radii, the first on top."""
+    corners = []
+    for i in range(2 * points):
+        radius = outer_radius if i % 2 == 0 else inner_radius
+        angle = 2 * math.pi * i / (2 * points)
+        corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
+    return corners
 
 
-def _heart() -> list[tuple[float, float]]:
-    """Corners along the heart curve 16 sin³ t; 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
-    turns = [2 * math.pi * i / 60 for i in range(60)]
-    high = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
-    return [(math.sin(t) ** 3, -(y + 2.5) / 15.5) for t, y in zip(turns, high, strict=True)]
+def _heart_corners() -> Corners:
+    """Corners along x = 16 sin³ t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
+    corners = []
+    for i in range(60):
+        t = 2 * math.pi * i / 60
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        corners.append((math.sin(t) ** 3, -(y + 2.5) / 15.5))
+    return corners
+
+
+def _cross_corners(half_arm: float) -> Corners:
+    """The twelve corners of a cross whose arms are twice `half_arm` wide."""
+    a = half_arm
+    top = [(-a, -1), (a, -1), (a, -a)]
+    right = [(1, -a), (1, a), (a, a)]
+    bottom = [(a, 1), (-a, 1), (-a, a)]
+    left = [(-1, a), (-1, -a), (-a, -a)]
+    return top + right + bottom + left
+
+
+def _arrow_corners() -> Corners:
+    """The seven corners of an arrow that points to the right."""
+    upper = [(-1, -0.28), (0.1, -0.28), (0.1, -0.8)]
+    lower = [(0.1, 0.8), (0.1, 0.28), (-1, 0.28)]
+    return [*upper, (1, 0), *lower]
 
 
 def _circle(draw: ImageDraw.ImageDraw, r: float) -> None:
@@ -123,38 +163,41 @@ def _moon(draw: ImageDraw.ImageDraw, r: float) -> None:
     draw.ellipse((0.65 * r, -0.1 * r, 2.45 * r, 1.7 * r), fill=0)
 
 
-_A = 0.34  # half the width of a cross's arm
-SHAPES = {
+SHAPES: dict[str, Painter] = {
     "circle": _circle,
-    "square": _polygon((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)),
-    "triangle": _polygon((0, -0.95), (1, 0.85), (-1, 0.85)),
-    "diamond": _polygon((0, -1), (0.72, 0), (0, 1), (-0.72, 0)),
-    "star": _polygon(*_around(10, (1.0, 0.42))),
-    "cross": _polygon(
-        (-_A, -1), (_A, -1), (_A, -_A), (1, -_A), (1, _A), (_A, _A),
-        (_A, 1), (-_A, 1), (-_A, _A), (-1, _A), (-1, -_A), (-_A, -_A),
-    ),
+    "square": _polygon([(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]),
+    "triangle": _polygon([(0, -0.95), (1, 0.85), (-1, 0.85)]),
+    "diamond": _polygon([(0, -1), (0.72, 0), (0, 1), (-0.72, 0)]),
+    "star": _polygon(_star_corners(5, 1.0, 0.42)),
+    "cross": _polygon(_cross_corners(0.34)),
     "ring": _ring,
-    "heart": _polygon(*_heart()),
+    "heart": _polygon(_heart_corners()),
     "moon": _moon,
-    "arrow": _polygon((-1, -0.28), (0.1, -0.28), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.28), (-1, 0.28)),
-}  # fmt: skip
+    "arrow": _polygon(_arrow_corners()),
+}
 PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # a thing's stencil is needed to place it, to box it and to paint it
 def stencil(shape: str, size: int, text: str = "", font: str = "") -> Image.Image:
-    """Where paint goes: a mask as large as the shape drawn `size` pixels across, or text set in that size."""
-    if text:
-        face = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
-        left, top, right, bottom = (round(edge) for edge in face.getbbox(text))
-        mask = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=face)
-    else:
-        mask = Image.new("L", (size * OVERSAMPLING, size * OVERSAMPLING))
-        SHAPES[shape](ImageDraw.Draw(mask), size * OVERSAMPLING / 2)
-        mask = mask.reduce(OVERSAMPLING)
+    """A mask of where paint goes: a shape `size` pixels across, or text set in that size."""
+    mask = _text_mask(text, size, font) if text else _shape_mask(shape, size)
     return mask.crop(mask.getbbox())
+
+
+def _text_mask(text: str, size: int, font: str) -> Image.Image:
+    typeface = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
+    left, top, right, bottom = (round(edge) for edge in typeface.getbbox(text))
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=typeface)
+    return mask
+
+
+def _shape_mask(shape: str, size: int) -> Image.Image:
+    large = Image.new("L", (size * OVERSAMPLING, size * OVERSAMPLING))
+    paint = SHAPES[shape]
+    paint(ImageDraw.Draw(large), size * OVERSAMPLING / 2)
+    return large.reduce(OVERSAMPLING)
 
 
 def installed_fonts() -> tuple[str, ...]:
@@ -167,25 +210,26 @@ def installed_fonts() -> tuple[str, ...]:
     return tuple(found)
 
 
-# ------------------------------------------------------------------------------------------ things, scenes
+# --------------------------------------------------------------------------- things, scenes
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape, or a "word" or "number" and its text: names, centre and size in pixels, colour as painted."""
+    """A shape, or a "word" or "number" with its text; centre and size in pixels."""
 
     colour: str
     shape: str
     x: float
     y: float
     size: int
-    rgb: tuple[int, int, int]
+    rgb: RGB
     text: str = ""
     font: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape}" + (f" {self.text}" if self.text else "")
+        name = f"{self.colour} {self.shape}"
+        return f"{name} {self.text}" if self.text else name
 
     @property
     def stencil(self) -> Image.Image:
@@ -193,9 +237,10 @@ class Thing:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom edge in pixels; the last two are one past the last pixel."""
+        """Edges in pixels: left, top, right, bottom, the last two exclusive."""
         width, height = self.stencil.size
-        left, top = round(self.x - width / 2), round(self.y - height / 2)
+        left = round(self.x - width / 2)
+        top = round(self.y - height / 2)
         return left, top, left + width, top + height
 
 
@@ -203,19 +248,21 @@ class Thing:
 class Background:
     """A colour, or a gradient to a second one, with noise of strength 0 to 1 over it."""
 
-    rgb: tuple[int, int, int]
-    second: tuple[int, int, int] | None = None
+    rgb: RGB
+    second: RGB | None = None
     sideways: bool = False
     noise: float = 0.0
-    seed: int = 0
+    seed: int = 0  # of the noise
 
     def draw(self, size: tuple[int, int]) -> Image.Image:
-        picture = Image.new("RGB", size, self.rgb)
+        """The background without its noise, which lies over the things too."""
+        image = Image.new("RGB", size, self.rgb)
         if self.second:
             ramp = Image.linear_gradient("L")
-            ramp = (ramp.transpose(Image.Transpose.ROTATE_90) if self.sideways else ramp).resize(size)
-            picture.paste(self.second, mask=ramp)
-        return picture
+            if self.sideways:
+                ramp = ramp.transpose(Image.Transpose.ROTATE_90)
+            image.paste(self.second, mask=ramp.resize(size))
+        return image
 
 
 @dataclass(frozen=True)
@@ -228,21 +275,26 @@ class Scene:
     things: tuple[Thing, ...]
 
     def draw(self) -> Image.Image:
-        size = self.width, self.height
-        picture = self.background.draw(size)
+        size = (self.width, self.height)
+        image = self.background.draw(size)
         for thing in self.things:
-            picture.paste(thing.rgb, thing.box[:2], thing.stencil)
+            image.paste(thing.rgb, thing.box[:2], thing.stencil)
         if self.background.noise:
-            dust = random.Random(self.background.seed).randbytes(3 * self.width * self.height)
-            picture = Image.blend(picture, Image.frombytes("RGB", size, dust), self.background.noise)
-        return picture
+            noise = random.Random(self.background.seed).randbytes(3 * self.width * self.height)
+            image = Image.blend(image, Image.frombytes("RGB", size, noise), self.background.noise)
+        return image
 
-    def box(self, thing: Thing, step: int = 1) -> tuple[int, int, int, int]:
-        """The thing's box as Qwen2-VL writes it, from 0 to 1000 along each side, in multiples of `step`."""
+    def normalised_box(self, thing: Thing, step: int = 1) -> tuple[int, int, int, int]:
+        """The thing's box as Qwen2-VL writes it, 0 to 1000 a side, in multiples of `step`."""
         left, top, right, bottom = thing.box
-        across, down = 1000 / self.width / step, 1000 / self.height / step
-        edges = left * across, top * down, right * across, bottom * down
-        return tuple(round(edge) * step for edge in edges)
+        x_scale = 1000 / self.width / step
+        y_scale = 1000 / self.height / step
+        return (
+            round(left * x_scale) * step,
+            round(top * y_scale) * step,
+            round(right * x_scale) * step,
+            round(bottom * y_scale) * step,
+        )
 
     def blank(self) -> "Scene":
         """The same canvas with nothing on it."""
@@ -251,12 +303,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Level:
-    """How hard scenes are: how many things, on canvases with sides between two limits in pixels.
+    """How hard scenes are: the least and most things, on canvases with sides between two
+    limits in pixels.
 
-    pairs: what may be shown and named; ratios and phrasings: "known" ones or the "held out" ones.
+    pairs: what may be shown and named; ratios and phrasings: "known" ones or the "held out"
+    ones.
     """
 
-    objects: tuple[int, int]
+    things: tuple[int, int]
     sides: tuple[int, int]
     pairs: tuple[tuple[str, str], ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
     ratios: str = "known"
@@ -264,137 +318,184 @@ class Level:
     max_ratio: float = 3.0
     fonts: tuple[str, ...] = ("",)
     words: tuple[str, ...] = tuple(word for word in WORDS if word not in HELD_OUT_WORDS)
-    made_up: float = 0.6  # the share of words that are random letters: they can't be known by heart
-    letters: tuple[int, int] = (1, 5)
-    box_step: int = 10  # answers give boxes in such steps: a third digit is more than this model can see
+    random_letters: float = 0.6  # the share of words that nobody can know by heart
+    letters: tuple[int, int] = (1, 5)  # the least and most letters of such a word
+    box_step: int = 10  # answers give boxes in such steps: this model can't see a third digit
 
-    def canvas(self, rng: random.Random) -> tuple[int, int]:
-        """(width, height), the sides' logarithms uniform: small ones are as frequent as large ones."""
+    def random_canvas(self, rng: random.Random) -> tuple[int, int]:
+        """(width, height), their logarithms uniform: small sides are as frequent as large."""
         least, most = self.sides
         while True:
-            width, height = (round(least * (most / least) ** rng.random()) for _ in range(2))
+            width = round(least * (most / least) ** rng.random())
+            height = round(least * (most / least) ** rng.random())
             ratio = max(width, height) / min(width, height)
-            held_out = HELD_OUT_RATIO[0] <= ratio <= HELD_OUT_RATIO[1]
-            if ratio <= self.max_ratio and held_out == (self.ratios == "held out"):
+            is_held_out = HELD_OUT_RATIO[0] <= ratio <= HELD_OUT_RATIO[1]
+            if ratio <= self.max_ratio and is_held_out == (self.ratios == "held out"):
                 return width, height
 
 
-def everything(level: Level) -> Level:
-    """The same level with what training keeps back let in, ratios and phrasings aside, and exact boxes."""
-    return replace(level, pairs=tuple(PAIRS), words=tuple(sorted(HELD_OUT_WORDS)), made_up=0, box_step=1)
+def with_held_out(level: Level) -> Level:
+    """The same level with exact boxes, all pairs and unseen words."""
+    words = tuple(sorted(HELD_OUT_WORDS))
+    return replace(level, pairs=tuple(PAIRS), words=words, random_letters=0, box_step=1)
 
 
-def _shade(rng: random.Random, rgb: tuple[int, int, int], by: int) -> tuple[int, int, int]:
-    return tuple(min(255, max(0, c + rng.randint(-by, by))) for c in rgb)
+def _vary_colour(rng: random.Random, rgb: RGB, by: int) -> RGB:
+    red, green, blue = (min(255, max(0, channel + rng.randint(-by, by))) for channel in rgb)
+    return red, green, blue
 
 
 def random_background(rng: random.Random) -> Background:
-    """Half are plain; the others shade into a colour not far off, carry a little noise, or both."""
-    rgb = _shade(rng, rng.choice(CANVASES[:8] if rng.random() < 0.85 else CANVASES[8:]), 6)
+    """Half are plain; the others shade into a second colour, carry a little noise, or both."""
+    canvases = LIGHT_CANVASES if rng.random() < 0.85 else DARK_CANVASES
+    rgb = _vary_colour(rng, rng.choice(canvases), 6)
     if rng.random() < 0.5:
         return Background(rgb)
-    second = _shade(rng, rgb, 35) if rng.random() < 0.6 else None
+    second = _vary_colour(rng, rgb, 35) if rng.random() < 0.6 else None
     noise = rng.uniform(0.02, 0.12) if rng.random() < 0.6 else 0.0
-    return Background(rgb, second, rng.random() < 0.5, noise, rng.getrandbits(32))
+    sideways = rng.random() < 0.5
+    return Background(rgb, second, sideways, noise, seed=rng.getrandbits(32))
 
 
-def _visible(colour: str, background: Background) -> bool:
-    return all(
-        math.dist(COLOURS[colour], rgb) >= CONTRAST
-        for rgb in (background.rgb, background.second or background.rgb)
-    )
+def _has_contrast(colour: str, background: Background) -> bool:
+    """Whether the colour shows up against both ends of the background's gradient."""
+    ends = [background.rgb]
+    if background.second:
+        ends.append(background.second)
+    return all(math.dist(COLOURS[colour], end) >= MIN_CONTRAST for end in ends)
 
 
 def random_pair(rng: random.Random, level: Level, background: Background) -> tuple[str, str]:
     """A colour and a shape that show up against the background."""
     while True:
-        pair = rng.choice(level.pairs)
-        if _visible(pair[0], background):
-            return pair
+        colour, shape = rng.choice(level.pairs)
+        if _has_contrast(colour, background):
+            return colour, shape
 
 
-def _thing(rng: random.Random, pair: tuple[str, str], x: float, y: float, size: int, **more) -> Thing:
-    return Thing(*pair, x, y, size, _shade(rng, COLOURS[pair[0]], 12), **more)
+def _new_thing(
+    rng: random.Random,
+    pair: tuple[str, str],
+    size: int,
+    x: float = 0,
+    y: float = 0,
+    text: str = "",
+    font: str = "",
+) -> Thing:
+    """A thing painted in a colour close to the one that its name says."""
+    colour, shape = pair
+    rgb = _vary_colour(rng, COLOURS[colour], 12)
+    return Thing(colour, shape, x, y, size, rgb, text, font)
 
 
-def _place(
-    rng: random.Random, thing: Thing, scene_size: tuple[int, int], things: list[Thing]
+def _place_randomly(
+    rng: random.Random, thing: Thing, canvas: tuple[int, int], others: list[Thing]
 ) -> Thing | None:
-    """The thing at a random place, wholly on the canvas, touching none and plainly left or right of each."""
-    (width, height), (w, h) = scene_size, thing.stencil.size
-    if w > width or h > height:
+    """The thing at a random point of the canvas, or None if it does not fit there.
+
+    It lies wholly on the canvas, touches none of the others and is plainly left or right of
+    each.
+    """
+    canvas_width, canvas_height = canvas
+    width, height = thing.stencil.size
+    if width > canvas_width or height > canvas_height:
         return None
-    thing = replace(thing, x=w / 2 + rng.random() * (width - w), y=h / 2 + rng.random() * (height - h))
-    for other in things:
-        ow, oh = other.stencil.size
-        apart = abs(thing.x - other.x) > (w + ow) / 2 + 3 or abs(thing.y - other.y) > (h + oh) / 2 + 3
-        if not apart or abs(thing.x - other.x) < max(8, 0.04 * width):
+    x = width / 2 + rng.random() * (canvas_width - width)
+    y = height / 2 + rng.random() * (canvas_height - height)
+    for other in others:
+        other_width, other_height = other.stencil.size
+        x_distance = abs(x - other.x)
+        y_distance = abs(y - other.y)
+        x_apart = x_distance > (width + other_width) / 2 + 3
+        y_apart = y_distance > (height + other_height) / 2 + 3
+        if not (x_apart or y_apart):
             return None
-    return thing
+        if x_distance < max(8, 0.04 * canvas_width):
+            return None
+    return replace(thing, x=x, y=y)
+
+
+def _left_to_right(things: Iterable[Thing]) -> tuple[Thing, ...]:
+    return tuple(sorted(things, key=lambda thing: thing.x))
 
 
 def random_scene(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
-    """A few shapes, 18 to 100 px across, in sizes that suit the canvas and their number; few more often."""
-    width, height = canvas or level.canvas(rng)
+    """Shapes in sizes that suit the canvas and their number, more often few than many."""
+    width, height = canvas or level.random_canvas(rng)
     background = random_background(rng)
-    wanted = min(rng.randint(*level.objects), rng.randint(*level.objects))
-    side = min(math.sqrt(width * height / wanted), 1.2 * min(width, height), LARGEST / 0.78)
+    wanted = min(rng.randint(*level.things), rng.randint(*level.things))
+    # The side of a square that each thing may fill; a shape takes at most 0.78 of it.
+    side = min(math.sqrt(width * height / wanted), 1.2 * min(width, height), LARGEST_SHAPE / 0.78)
     things: list[Thing] = []
     for _ in range(40):  # a crowded canvas may take fewer than wanted
         if len(things) == wanted:
             break
-        size = max(SMALLEST, round(rng.uniform(0.28, 0.78) * side))
-        thing = _thing(rng, random_pair(rng, level, background), 0, 0, size)
-        if placed := _place(rng, thing, (width, height), things):
+        size = max(SMALLEST_SHAPE, round(rng.uniform(0.28, 0.78) * side))
+        thing = _new_thing(rng, random_pair(rng, level, background), size)
+        placed = _place_randomly(rng, thing, (width, height), things)
+        if placed:
             things.append(placed)
-    return Scene(width, height, background, _ordered(things))
-
-
-def _ordered(things: list[Thing]) -> tuple[Thing, ...]:
-    return tuple(sorted(things, key=lambda thing: thing.x))
+    return Scene(width, height, background, _left_to_right(things))
 
 
 def random_word(rng: random.Random, level: Level) -> tuple[str, str]:
     """("number", digits) or ("word", capital letters)."""
     if rng.random() < 0.35:
-        return "number", "".join(rng.choices("0123456789", k=rng.randint(1, 4)))
-    if rng.random() < level.made_up:
+        digits = rng.choices("0123456789", k=rng.randint(1, 4))
+        return "number", "".join(digits)
+    if rng.random() < level.random_letters:
         letters = rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(*level.letters))
         return "word", "".join(letters)
     return "word", rng.choice(level.words)
 
 
+def _widest_font_size(kind: str, text: str, font: str, canvas_width: int) -> float:
+    """The font size at which the text fills 90 % of the canvas's width."""
+    return 90 * canvas_width / stencil(kind, 100, text, font).width
+
+
 def random_sign(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
     """A word or number, and sometimes a shape or two beside it."""
-    width, height = canvas or level.canvas(rng)
+    width, height = canvas or level.random_canvas(rng)
     background = random_background(rng)
     kind, text = random_word(rng, level)
-    colour = random_pair(rng, level, background)[0]
+    colour, _ = random_pair(rng, level, background)
     font = rng.choice(level.fonts)
-    while (largest := 90 * width / stencil(kind, 100, text, font).width) < 15:
-        text = text[:-1]  # too long for so narrow a canvas
+    # On a narrow canvas a long text is shortened until it can be set in 15 px.
+    largest = _widest_font_size(kind, text, font, width)
+    while largest < 15:
+        text = text[:-1]
+        largest = _widest_font_size(kind, text, font, width)
     largest = min(largest, 0.8 * height, 72)
     size = round(rng.uniform(max(0.45 * largest, 15), largest))
-    sign = _thing(rng, (colour, kind), 0, 0, size, text=text, font=font)
-    things = [_place(rng, sign, (width, height), [])]
-    for _ in range(rng.choice((0, 0, 1, 2)) * 4):
-        # In this order: the scenes of a seed stay what they are.
-        pair, size = (
-            random_pair(rng, level, background),
-            rng.randint(SMALLEST, max(SMALLEST, min(width, height) // 3)),
-        )
-        shape = _thing(rng, pair, 0, 0, size)
-        if len(things) < 3 and (placed := _place(rng, shape, (width, height), things)):
+
+    # The text has the whole canvas.
+    sign = _new_thing(rng, (colour, kind), size, text=text, font=font)
+    placed = _place_randomly(rng, sign, (width, height), [])
+    assert placed is not None
+    things = [placed]
+
+    # Shapes go into the room that the text leaves: four attempts for each one wanted, at
+    # most two.
+    attempts = rng.choice((0, 0, 1, 2)) * 4
+    for _ in range(attempts):
+        pair = random_pair(rng, level, background)
+        size = rng.randint(SMALLEST_SHAPE, max(SMALLEST_SHAPE, min(width, height) // 3))
+        shape = _new_thing(rng, pair, size)
+        placed = None
+        if len(things) < 3:
+            placed = _place_randomly(rng, shape, (width, height), things)
+        if placed:
             things.append(placed)
-    return Scene(width, height, background, _ordered(things))
+    return Scene(width, height, background, _left_to_right(things))
 
 
-# ---------------------------------------------------------------------------- several pictures, and clips
+# ------------------------------------------------------------------- several images, videos
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Two to four scenes on canvases of one size; `change` says how the second of two differs, if it does."""
+class Images:
+    """Two to four scenes of one size; `change` says how the second differs, if so."""
 
     scenes: tuple[Scene, ...]
     change: str = ""
@@ -403,13 +504,13 @@ class Pictures:
     def things(self) -> tuple[Thing, ...]:
         return tuple(thing for scene in self.scenes for thing in scene.things)
 
-    def blank(self) -> "Pictures":
+    def blank(self) -> "Images":
         return replace(self, scenes=tuple(scene.blank() for scene in self.scenes))
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Scenes at FPS a second, and what happens in them: the subject, the event and its detail."""
+class Video:
+    """Scenes at FPS a second, and what happens in them: subject, event and its detail."""
 
     scenes: tuple[Scene, ...]
     event: str
@@ -420,110 +521,216 @@ class Clip:
     def things(self) -> tuple[Thing, ...]:
         return (self.subject, *(thing for scene in self.scenes for thing in scene.things))
 
-    def blank(self) -> "Clip":
+    def blank(self) -> "Video":
         return replace(self, scenes=tuple(scene.blank() for scene in self.scenes))
 
 
-FPS = 2  # frames a second that Qwen2-VL samples from a clip
+FPS = 2  # frames a second that Qwen2-VL samples from a video
 DIRECTIONS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1)}
-TIMES = ("Never", "Once", "Twice", "Three times")
+HOW_OFTEN = ("Never", "Once", "Twice", "Three times")
+# What may happen in a video, and how much more often than another event.
+EVENT_WEIGHTS = {"moves": 3, "appears": 1, "disappears": 1, "turns": 1, "comes": 2, "blinks": 2}
+Frames = list[list[Thing]]  # the things of each frame
 
 
-def _different(rng: random.Random, level: Level, background: Background, things, like=None, keep="") -> tuple:
-    """A pair that none of the things is; with `like` and `keep`, of the same colour or shape as it."""
-    taken = {(thing.colour, thing.shape) for thing in things}
+def _different_pair(
+    rng: random.Random,
+    level: Level,
+    scene: Scene,
+    colour: str | None = None,
+    shape: str | None = None,
+) -> tuple[str, str]:
+    """A pair that no thing of the scene has, of the given colour or shape."""
+    taken = {(thing.colour, thing.shape) for thing in scene.things}
     while True:
-        pair = random_pair(rng, level, background)
-        if pair in taken or (keep == "colour" and pair[0] != like.colour):
+        pair = random_pair(rng, level, scene.background)
+        if pair in taken:
             continue
-        if not (keep == "shape" and pair[1] != like.shape):
-            return pair
+        if colour is not None and pair[0] != colour:
+            continue
+        if shape is not None and pair[1] != shape:
+            continue
+        return pair
 
 
-def random_pictures(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Pictures:
-    """Two to four scenes that have nothing to do with each other, or a scene and the same one changed."""
-    canvas = canvas or level.canvas(rng)
+def random_images(
+    rng: random.Random, level: Level, canvas: tuple[int, int] | None = None
+) -> Images:
+    """Two to four unrelated scenes, or a scene and the same one changed."""
+    canvas = canvas or level.random_canvas(rng)
     if rng.random() < 0.6:
-        return Pictures(tuple(random_scene(rng, level, canvas) for _ in range(rng.randint(2, 4))))
+        count = rng.randint(2, 4)
+        return Images(tuple(random_scene(rng, level, canvas) for _ in range(count)))
+
+    # The same scene once more, with one of its things changed.
     first = random_scene(rng, level, canvas)
-    things, i = list(first.things), rng.randrange(len(first.things))
-    changed = things[i]
-    change = rng.choice(("recoloured", "reshaped", "gone" if len(things) > 1 else "recoloured", "new"))
+    index = rng.randrange(len(first.things))
+    can_lose_one = len(first.things) > 1
+    change = rng.choice(("recoloured", "reshaped", "gone" if can_lose_one else "recoloured", "new"))
+    changed = _changed_things(rng, level, first, index, change)
+    if changed is None:
+        return Images((first, random_scene(rng, level, canvas)))
+    return Images((first, replace(first, things=_left_to_right(changed))), change)
+
+
+def _changed_things(
+    rng: random.Random, level: Level, scene: Scene, index: int, change: str
+) -> list[Thing] | None:
+    """The things after a change of the one at `index`; None where that is not possible."""
+    things = list(scene.things)
+    old = things[index]
     names = [thing.name for thing in things]
-    if names.count(changed.name) > 1:
-        return Pictures((first, random_scene(rng, level, canvas)))
+    if names.count(old.name) > 1:  # "the red circle" would not say which one
+        return None
     if change == "recoloured":
-        pair = _different(rng, level, first.background, things, changed, "shape")
-        things[i] = _thing(rng, pair, changed.x, changed.y, changed.size)
+        pair = _different_pair(rng, level, scene, shape=old.shape)
+        things[index] = _new_thing(rng, pair, old.size, old.x, old.y)
     elif change == "reshaped":
-        pair = _different(rng, level, first.background, things, changed, "colour")
-        things[i] = replace(changed, shape=pair[1])
+        _, shape = _different_pair(rng, level, scene, colour=old.colour)
+        things[index] = replace(old, shape=shape)
     elif change == "gone":
-        things.pop(i)
+        things.pop(index)
     else:
-        pair = _different(rng, level, first.background, things)
-        for _ in range(40):
-            extra = _place(rng, _thing(rng, pair, 0, 0, changed.size), canvas, things)
-            if extra:
-                things.append(extra)
-                break
-        else:
-            return Pictures((first, random_scene(rng, level, canvas)))
-    return Pictures((first, replace(first, things=_ordered(things))), change)
+        added = _added_thing(rng, level, scene, old.size)
+        if added is None:
+            return None
+        things.append(added)
+    return things
 
 
-def random_clip(
-    rng: random.Random, level: Level, canvas: tuple[int, int] | None = None, frames: int | None = None
-) -> Clip:
+def _added_thing(rng: random.Random, level: Level, scene: Scene, size: int) -> Thing | None:
+    """One more thing, of a pair that the scene does not have; None where there is no room."""
+    pair = _different_pair(rng, level, scene)
+    for _ in range(40):
+        thing = _new_thing(rng, pair, size)
+        placed = _place_randomly(rng, thing, (scene.width, scene.height), list(scene.things))
+        if placed:
+            return placed
+    return None
+
+
+def random_video(
+    rng: random.Random,
+    level: Level,
+    canvas: tuple[int, int] | None = None,
+    frames: int | None = None,
+) -> Video:
     """One thing that does something, and sometimes one that stands by."""
-    canvas = canvas or level.canvas(rng)
+    canvas = canvas or level.random_canvas(rng)
     frames = frames or rng.choice((4, 6, 8, 10))
-    event = rng.choices(("moves", "appears", "disappears", "turns", "comes", "blinks"), (3, 1, 1, 1, 2, 2))[0]
-    while True:
-        still = random_scene(rng, replace(level, objects=(1, 2)), canvas)
-        names = {thing.name for thing in still.things}
-        if len(names) == len(still.things) and (len(names) == 2 or event != "comes"):
-            break
-    things = list(still.things)
-    subject = things.pop(rng.randrange(len(things)))
-    shown: list[list[Thing]]
+    event = rng.choices(list(EVENT_WEIGHTS), list(EVENT_WEIGHTS.values()))[0]
+    scene = _one_or_two_things(rng, level, canvas, event)
+
+    # One thing is the subject; what stays is in every frame.
+    others = list(scene.things)
+    subject = others.pop(rng.randrange(len(others)))
     detail = ""
     if event == "moves":
         detail = rng.choice(list(DIRECTIONS))
-        subject = replace(subject, size=max(SMALLEST, min(subject.size, min(canvas) // 2)))
-        (dx, dy), (w, h) = DIRECTIONS[detail], subject.stencil.size
-        span_x, span_y = canvas[0] - w, canvas[1] - h
-        start, end = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
-        shown = []
-        for i in range(frames):
-            along = start + (end - start) * i / (frames - 1)
-            along = along if dx + dy > 0 else 1 - along
-            x = w / 2 + span_x * along if dx else subject.x
-            y = h / 2 + span_y * along if dy else subject.y
-            shown.append([*things, replace(subject, x=x, y=y)])
+        # Small enough to have somewhere to go.
+        size = max(SMALLEST_SHAPE, min(subject.size, min(canvas) // 2))
+        subject = replace(subject, size=size)
+        shown = _moving(rng, subject, others, canvas, DIRECTIONS[detail], frames)
     elif event in ("appears", "disappears"):
-        at = rng.randint(1, frames - 1)
-        shown = [[*things, subject] if (i >= at) == (event == "appears") else things for i in range(frames)]
+        shown = _appearing(rng, subject, others, event == "disappears", frames)
     elif event == "turns":
-        pair = _different(rng, level, still.background, still.things, subject, "shape")
-        after, at, detail = (
-            _thing(rng, pair, subject.x, subject.y, subject.size),
-            rng.randint(1, frames - 1),
-            pair[0],
-        )
-        shown = [[*things, after if i >= at else subject] for i in range(frames)]
+        pair = _different_pair(rng, level, scene, shape=subject.shape)
+        detail = pair[0]
+        after = _new_thing(rng, pair, subject.size, subject.x, subject.y)
+        shown = _turning(rng, subject, after, others, frames)
     elif event == "comes":
-        first, then = sorted(rng.sample(range(0, frames), 2))
-        detail = things[0].name
-        shown = [
-            [t for t, since in ((subject, first), (things[0], then)) if i >= since] for i in range(frames)
-        ]
-    else:  # gone for a second or more, then back: at 2 frames a second seen as 2 frames without it
-        most = min(3, (frames - 1) // 3)
-        times = rng.randint(1, most)
-        detail = TIMES[times]
-        gone = {1 + 3 * k + j for k in range(times) for j in (0, 1)}
-        late = rng.randint(0, frames - 1 - max(gone) - 1) if max(gone) + 1 < frames - 1 else 0
-        shown = [things if i - late in gone else [*things, subject] for i in range(frames)]
-    scenes = tuple(replace(still, things=_ordered(some)) for some in shown)
-    return Clip(scenes, event, subject, detail)
+        detail = others[0].name
+        shown = _coming(rng, subject, others[0], frames)
+    else:
+        times = rng.randint(1, min(3, (frames - 1) // 3))
+        detail = HOW_OFTEN[times]
+        shown = _blinking(rng, subject, others, times, frames)
+    scenes = tuple(replace(scene, things=_left_to_right(things)) for things in shown)
+    return Video(scenes, event, subject, detail)
+
+
+def _one_or_two_things(
+    rng: random.Random, level: Level, canvas: tuple[int, int], event: str
+) -> Scene:
+    """A scene of one or two things with different names; of two if one is to come second."""
+    while True:
+        scene = random_scene(rng, replace(level, things=(1, 2)), canvas)
+        names = {thing.name for thing in scene.things}
+        if len(names) < len(scene.things):
+            continue
+        if event != "comes" or len(names) == 2:
+            return scene
+
+
+def _moving(
+    rng: random.Random,
+    subject: Thing,
+    others: list[Thing],
+    canvas: tuple[int, int],
+    direction: tuple[int, int],
+    frames: int,
+) -> Frames:
+    """The subject crosses the canvas at one speed."""
+    dx, dy = direction
+    width, height = subject.stencil.size
+    x_span = canvas[0] - width
+    y_span = canvas[1] - height
+    # Where it starts and ends, as shares of the way from one side to the other.
+    start = rng.uniform(0, 0.25)
+    end = rng.uniform(0.75, 1)
+    shown = []
+    for i in range(frames):
+        share = start + (end - start) * i / (frames - 1)
+        if dx + dy < 0:  # to the left, or up
+            share = 1 - share
+        x = width / 2 + x_span * share if dx else subject.x
+        y = height / 2 + y_span * share if dy else subject.y
+        shown.append([*others, replace(subject, x=x, y=y)])
+    return shown
+
+
+def _appearing(
+    rng: random.Random, subject: Thing, others: list[Thing], reverse: bool, frames: int
+) -> Frames:
+    """The subject is there from a random frame on, or, in reverse, until then."""
+    change = rng.randint(1, frames - 1)
+    shown = []
+    for i in range(frames):
+        is_there = i < change if reverse else i >= change
+        shown.append([*others, subject] if is_there else others)
+    return shown
+
+
+def _turning(
+    rng: random.Random, subject: Thing, after: Thing, others: list[Thing], frames: int
+) -> Frames:
+    """The subject takes another colour at a random frame."""
+    change = rng.randint(1, frames - 1)
+    return [[*others, subject if i < change else after] for i in range(frames)]
+
+
+def _coming(rng: random.Random, subject: Thing, other: Thing, frames: int) -> Frames:
+    """The subject comes first, the other thing later."""
+    subject_comes, other_comes = sorted(rng.sample(range(frames), 2))
+    shown = []
+    for i in range(frames):
+        things = []
+        if i >= subject_comes:
+            things.append(subject)
+        if i >= other_comes:
+            things.append(other)
+        shown.append(things)
+    return shown
+
+
+def _blinking(
+    rng: random.Random, subject: Thing, others: list[Thing], times: int, frames: int
+) -> Frames:
+    """The subject is gone for a second, which is two frames, so many times."""
+    gone = set()
+    for k in range(times):
+        gone |= {1 + 3 * k, 2 + 3 * k}
+    # All of it may begin later, but the subject is there again at the end.
+    latest = frames - 2 - max(gone)
+    delay = rng.randint(0, latest) if latest > 0 else 0
+    return [others if i - delay in gone else [*others, subject] for i in range(frames)]

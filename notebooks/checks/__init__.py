@@ -1,0 +1,1 @@
+"""The checkers of the exercises, and what some notebooks borrow from transformers."""

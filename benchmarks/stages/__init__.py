@@ -1,0 +1,1 @@
+"""One file a job. `catalogue.py` names them all."""

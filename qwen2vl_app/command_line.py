@@ -1,0 +1,325 @@
+"""The command line: one question about images and videos, or a chat.
+
+The answer goes to stdout while it is generated, and nothing else does: notes, errors and tables
+go to stderr. `python qwen2vl.py`, `python -m qwen2vl_app.command_line` and, once installed,
+`qwen2vl` are the same.
+"""
+
+import argparse
+import importlib.metadata
+import math
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from processor import BatchFeature, Item, Message, Qwen2VLProcessor, TextStream
+from qwen2vl import ATTENTION_IMPLEMENTATIONS, Qwen2VLForConditionalGeneration
+from qwen2vl_app.boxes import check_output, describe_boxes, draw_boxes, find_boxes
+from qwen2vl_app.chat import chat
+from qwen2vl_app.trace import trace_stages
+from qwen2vl_extras.media import load_image
+
+DISTRIBUTION = "qwen2vl-from-scratch"  # its name in pyproject.toml
+HIGH_TEMPERATURE = 1.5
+
+DESCRIPTION = """Ask Qwen2-VL about images and videos.
+The answer goes to stdout, everything else to stderr."""
+EXAMPLES = """examples:
+  python qwen2vl.py --image examples/shapes.png --trace
+  python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." --boxes found.png
+  python qwen2vl.py --chat
+  python qwen2vl.py --model Qwen/Qwen2-VL-2B-Instruct --image a.jpg --image b.jpg --prompt "What differs?"
+  python qwen2vl.py --model /models/Qwen2-VL-7B-Instruct --video clip.mp4 --fps 1 --prompt "What happens?"
+Once installed, `qwen2vl` in place of `python qwen2vl.py` does the same in any folder."""  # noqa: E501
+TINY_NOTE = """model: tiny, embedded here; it knows drawn shapes and words, nothing else.
+For photos: --model Qwen/Qwen2-VL-2B-Instruct (downloads 4.4 GB), or a folder that holds it."""
+OUT_OF_MEMORY = "out of memory: lower --max-pixels or --fps"
+
+
+def version() -> str:
+    """The version of the code that runs.
+
+    In a clone pyproject.toml states it, whether the clone was installed or not; an editable
+    install's metadata would stay what it was on the day of the install. A wheel has no
+    pyproject.toml, but metadata.
+    """
+    pyproject = Path(__file__).parent.parent / "pyproject.toml"
+    if pyproject.exists():
+        lines = rf'^name = "{DISTRIBUTION}"\nversion = "(.+)"$'
+        stated = re.search(lines, pyproject.read_text(encoding="utf-8"), re.MULTILINE)
+        if stated is not None:  # else it is the file of another project
+            return stated[1]
+    return importlib.metadata.version(DISTRIBUTION)
+
+
+# ----------------------------------------------------------------------------------- options
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The options of the command line. Exits with 0 after --help and --version, and with 2 if one
+    is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{DISTRIBUTION} {version()}")
+    add_input_options(parser)
+    add_model_options(parser)
+    add_answer_options(parser)
+    add_output_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is asked")
+    group.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="path, URL or data: URI; repeatable",
+    )
+    group.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="path or URL; repeatable; videos come after the images",
+    )
+    group.add_argument("--prompt", default="Describe this image.", help="default: %(default)s")
+    group.add_argument("--system", help="replaces the default system prompt")
+    group.add_argument(
+        "--chat", action="store_true", help="many turns; /image PATH, /video PATH, /reset, /quit"
+    )
+    group.add_argument("--fps", type=float, help="frames a second taken from a video (default: 2)")
+    group.add_argument(
+        "--min-pixels", type=int, help="smaller images are enlarged to this many pixels"
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=int,
+        help="larger images are shrunk to this many pixels; 28 x 28 make one token",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--model", default="tiny", help="tiny (default), a folder, or a name on the Hub"
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto (default: CUDA, else MPS, else CPU; for tiny the CPU), cpu, cuda, cuda:1, mps",
+    )
+    group.add_argument(
+        "--dtype", default="auto", help="auto (default: as stored), bfloat16, float16, float32"
+    )
+    group.add_argument(
+        "--attn",
+        default="auto",
+        choices=("auto", *ATTENTION_IMPLEMENTATIONS),
+        help="implementation of attention (default: auto)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the decoder: sooner done with long answers"
+    )
+    group.add_argument(
+        "--int8",
+        action="store_true",
+        help="weights in int8: half the memory of bfloat16, faster, less exact",
+    )
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the answer")
+    group.add_argument(
+        "--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        help="0: always the most probable token; 0.5 to 1: answers vary; above 1.5: nonsense; "
+        "default: as generation_config.json says",
+    )
+    group.add_argument("--top-k", type=int, help="draw from the k most probable tokens only")
+    group.add_argument(
+        "--top-p",
+        type=float,
+        help="draw from the most probable tokens that together reach this probability",
+    )
+    group.add_argument("--seed", type=int, help="the same seed draws the same answer")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what else is shown")
+    group.add_argument(
+        "--trace", action="store_true", help="a table of each stage's shapes, time and memory"
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="OUT.png",
+        help="write the image with the boxes of the answer drawn on it; takes one --image",
+    )
+
+
+# ------------------------------------------------------------------------------------ answer
+
+
+def answer(
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    messages: list[Message],
+    args: argparse.Namespace,
+) -> str:
+    """Stream the answer to a conversation to stdout, and return it."""
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True, video_fps=args.fps
+    )
+    assert isinstance(inputs, BatchFeature)  # no string, since it is tokenized
+    tensors: dict[str, Any] = inputs.to(model.device)
+
+    # Nothing is computed yet: each token is, when it is asked for.
+    tokens = model.stream(
+        **tensors,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        compile=args.compile,
+    )
+
+    # Tracing times the tokens on their way to the printer.
+    if not args.trace:
+        return print_tokens(tokens, processor.text_stream())
+    with trace_stages(model, compiled=args.compile) as trace:
+        return print_tokens(trace.steps(tokens), processor.text_stream())
+
+
+def print_tokens(tokens: Iterator[Tensor], text_stream: TextStream) -> str:
+    """Print one row's tokens (1,) as text, each as soon as it is there; returns the whole text."""
+    text = ""
+    for token in tokens:
+        piece = text_stream.push(int(token))
+        print(piece, end="", flush=True)
+        text += piece
+    rest = text_stream.finish()  # of a letter whose bytes are incomplete
+    print(rest, flush=True)
+    return text + rest
+
+
+# -------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line: returns 0, or 2 after one line on stderr about what was wrong with the
+    input, or 130 after Ctrl-C.
+
+    argv: the arguments; None: those of this process, which is then taken to be ours alone.
+    """
+    if argv is None and hasattr(signal, "SIGPIPE"):  # Windows has no such signal
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `| head` has read enough
+    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
+        sys.stdout.reconfigure(errors="replace")  # print ? where the terminal has no such character
+    args = parse_arguments(argv)
+    try:
+        run(args)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {str(error) or OUT_OF_MEMORY}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the model and answer what the command line asks."""
+    # The images and videos are opened later, with the question: but for the one to draw on.
+    media = media_items(args)
+    image: Image.Image | None = None  # to draw on
+    if args.boxes is not None:  # what can't work fails here, before the model is loaded
+        check_boxes_options(args)
+        image = load_image(args.image[0])
+        media = [{"type": "image", "image": image}]  # so that it is opened only once
+    print_notes(args)
+
+    # The processor first: it reads small files only, and fails early if they are wrong.
+    processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        device_map=args.device,
+        attn_implementation=args.attn,
+        int8=args.int8,
+    )
+
+    # The conversation: a system prompt, then many turns or one question.
+    messages: list[Message] = []
+    if args.system is not None:
+        messages.append({"role": "system", "content": args.system})
+    if args.chat:
+        chat(lambda conversation: answer(model, processor, conversation, args), messages, media)
+        return
+    messages.append({"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]})
+    text = answer(model, processor, messages, args)
+    if image is not None:
+        save_boxes(text, image, args.boxes)
+
+
+def media_items(args: argparse.Namespace) -> list[Item]:
+    """The images and then the videos of the command line, as items of a message."""
+    items = []
+    for source in args.image:
+        items.append({"type": "image", "path": source})
+    for source in args.video:
+        items.append({"type": "video", "path": source})
+    return items
+
+
+def check_boxes_options(args: argparse.Namespace) -> None:
+    """ValueError if --boxes can't work with the other options, or its image can't be written."""
+    if args.chat:
+        raise ValueError("--boxes draws the boxes of one answer: it does not go with --chat")
+    if len(args.image) != 1 or args.video:
+        raise ValueError(
+            "--boxes draws on the image of the question: it takes one --image and no --video, "
+            f"not {len(args.image)} and {len(args.video)}"
+        )
+    check_output(args.boxes, args.image[0])
+
+
+def print_notes(args: argparse.Namespace) -> None:
+    """What someone may want to know before the answer, on stderr."""
+    if args.model == "tiny":
+        print(TINY_NOTE, file=sys.stderr)
+    # NaN and infinity are refused later.
+    if args.temperature is not None and HIGH_TEMPERATURE < args.temperature < math.inf:
+        print(
+            f"note: temperature {args.temperature:g} flattens the probabilities of tokens: "
+            "expect nonsense (0.5 to 1 is usual)",
+            file=sys.stderr,
+        )
+
+
+def save_boxes(text: str, image: Image.Image, out: str) -> None:
+    """Draw the boxes of an answer onto its image, and say on stderr what was drawn."""
+    boxes = find_boxes(text)
+    if not boxes:
+        print(f"no box in the answer: {out} was not written", file=sys.stderr)
+        return
+    draw_boxes(image, boxes).save(out)
+    print(f"{out}: {describe_boxes(boxes)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Below the three files: opening media, resizing, speed. A first reading can skip it."""

@@ -1,0 +1,280 @@
+"""Decoding one token at a time, compiled: the tokens of the plain step, sooner.
+
+One new token reads every weight once and computes little with it, so a step can't be faster
+than memory delivers the weights. For a single row PyTorch's matrix product gets about half
+of that on a CPU. Written as a multiply-and-sum and compiled, it is one pass over the
+weights at nearly full bandwidth. On CUDA the time of a single row goes into launching some
+hundred small kernels: there the whole step becomes one CUDA graph, and the next step is
+enqueued before the host has looked at the token of this one.
+
+The compiled functions see the same shapes in every step: they read the whole cache and mask
+what is not filled.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwen2vl_extras.errors import raise_not_finite
+from qwen2vl_extras.quantized import Int8Linear
+
+if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
+    from qwen2vl import DecoderLayer, KVCache, Qwen2VLForConditionalGeneration, Sampling
+
+# Each model, dtype and batch size is a variant of a compiled function; PyTorch's limit of 8
+# is too low.
+MAX_VARIANTS = 64
+# The compiler adds up more than this many terms in a careful, slow way.
+MAX_TERMS = 4096
+
+
+# ------------------------------------------------------------- the functions to be compiled
+
+
+def row_product(x: Tensor, weight: Tensor) -> Tensor:
+    """A single row (D,) times a matrix (out, D), summed in float32: (out,)."""
+    # A long row is summed in pieces of equal size, each at most MAX_TERMS long.
+    pieces = math.ceil(len(x) / MAX_TERMS)
+    while len(x) % pieces:
+        pieces += 1
+    x = x.float().view(pieces, -1)
+    weight = weight.unflatten(1, (pieces, -1))  # (out, pieces, D / pieces)
+
+    # A CPU core can add faster than one sum after the other: it gets two parts of the
+    # matrix at a time.
+    parts = weight.chunk(1 if x.is_cuda else 2)
+    products = [(x * part.float()).sum(-1).sum(-1) for part in parts]
+    return torch.cat(products)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x) for x (..., D), written so that the compiler fuses it for a single row."""
+    is_single_row = x.numel() == x.shape[-1]
+    is_int8 = isinstance(layer, Int8Linear)
+    if not is_single_row:
+        return layer(x)
+    if is_int8 and not x.is_cuda:  # a CPU's vector units are slow at turning int8 into float
+        return layer(x)
+    y = row_product(x.view(-1), layer.weight)
+    if is_int8:
+        y = y * cast(Int8Linear, layer).scale.float()
+    if layer.bias is not None:
+        y = y + layer.bias.float()
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What apply_rotary_emb of qwen2vl.py computes, half by half."""
+    first_half, second_half = x.chunk(2, dim=-1)
+    cos, sin = cos.chunk(2, dim=-1)[0], sin.chunk(2, dim=-1)[0]  # both halves of a table are equal
+    rotated = (first_half * cos - second_half * sin, second_half * cos + first_half * sin)
+    return torch.cat(rotated, dim=-1)
+
+
+def query_attention(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor:
+    """Attention of one query as multiply-and-sum in float32, for the compiler to fuse.
+
+    q: (B, H, 1, d); k, v: (B, K, S, d); is_filled: (B, 1, 1, S), False for keys that don't
+    count. Returns (B, H, 1, d).
+    """
+    groups = q.float().unflatten(1, (k.shape[1], -1))  # (B, K, H/K, 1, d)
+    scores = (groups * k.float().unsqueeze(2)).sum(-1) / math.sqrt(q.shape[-1])  # (B, K, H/K, S)
+    weights = scores.masked_fill(~is_filled, -math.inf).softmax(-1)
+    out = (weights.unsqueeze(-1) * v.float().unsqueeze(2)).sum(-2)  # (B, K, H/K, d)
+    return out.view_as(q).to(v.dtype)
+
+
+def layer_step(
+    layer: "DecoderLayer",
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    column: Tensor,
+    is_filled: Tensor,
+) -> Tensor:
+    """A decoder layer for one token of each row: what DecoderLayer.forward computes.
+
+    x: (B, 1, D); keys, values: the layer's part of the cache, (B, K, capacity, d), written
+    at `column` (1,); is_filled: (B, 1, 1, capacity). Returns (B, 1, D).
+    """
+    attn, mlp = layer.self_attn, layer.mlp
+    y = layer.input_layernorm(x)
+    q = attn.split_heads(linear(attn.q_proj, y))  # (B, H, 1, d)
+    k = attn.split_heads(linear(attn.k_proj, y))  # (B, K, 1, d)
+    v = attn.split_heads(linear(attn.v_proj, y))
+
+    # The new keys and values go into their column of the cache.
+    keys.index_copy_(2, column, rotate(k, cos, sin))
+    values.index_copy_(2, column, v)
+    attended = query_attention(rotate(q, cos, sin), keys, values, is_filled)  # (B, H, 1, d)
+    x = x + linear(attn.o_proj, attended.transpose(1, 2).flatten(2))
+
+    y = layer.post_attention_layernorm(x)
+    return x + linear(mlp.down_proj, F.silu(linear(mlp.gate_proj, y)) * linear(mlp.up_proj, y))
+
+
+def head_step(norm: nn.Module, head: nn.Linear, x: Tensor) -> Tensor:
+    """The last hidden state (B, 1, D) to logits (B, vocabulary)."""
+    return linear(head, norm(x))[:, -1]
+
+
+@functools.cache
+def compile_once(function: Callable) -> Callable:
+    """The compiled function, made when it is first called and shared by all layers."""
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, MAX_VARIANTS)
+    return torch.compile(function, fullgraph=True, dynamic=False)  # but for what mark_dynamic names
+
+
+# ----------------------------------------------------------------------- a step of decoding
+
+
+class CompiledStep:
+    """The decoder for one more token of each row: tokens (B,) to logits (B, vocabulary).
+
+    It takes the place of PlainStep in qwen2vl.py, changes nothing on the model, and goes on with a
+    cache that the prompt has filled. On CUDA the logits are in the same memory each time.
+    """
+
+    def __init__(
+        self,
+        model: "Qwen2VLForConditionalGeneration",
+        cache: "KVCache",
+        attention_mask: Tensor | None,
+        rope_deltas: Tensor,
+    ) -> None:
+        batch, device = len(rope_deltas), rope_deltas.device
+        self.model = model
+        self.cache = cache
+        self.rope_deltas = rope_deltas
+        self.token = rope_deltas.new_zeros(batch)
+        self.column = rope_deltas.new_tensor([cache.length])  # of the cache, for the next token
+
+        # Which columns hold tokens: all of the prompt but padding, and later those up to
+        # `column`.
+        self.columns = torch.arange(cache.capacity, device=device)
+        self.is_token = torch.ones(batch, cache.capacity, dtype=torch.bool, device=device)
+        if attention_mask is not None:
+            self.is_token[:, : cache.length] = attention_mask.bool()
+
+        # Columns that are not filled yet are masked, but even so they must be finite.
+        cache.keys[:, :, :, cache.length :] = 0  # (layers, B, K, capacity, d)
+        cache.values[:, :, :, cache.length :] = 0
+        self.keys = list(cache.keys)
+        self.values = list(cache.values)
+        for tensor in (*self.keys, *self.values):
+            torch._dynamo.mark_dynamic(tensor, 2)  # one compilation for every capacity
+
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self.capture()
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.token.copy_(token)
+        if self.graph is None:
+            self.logits = self.run()
+        else:
+            self.graph.replay()  # reads self.token, writes self.logits
+        self.column += 1
+        self.cache.length += 1
+        return self.logits
+
+    def run(self) -> Tensor:
+        """All layers for self.token at self.column: logits (B, vocabulary)."""
+        decoder = self.model.model
+        x = decoder.embed_tokens(self.token[:, None])  # (B, 1, D)
+        positions = (self.column + self.rope_deltas).expand(3, -1, -1)  # (3, B, 1)
+        cos, sin = decoder.rotary_table(positions, x.dtype)
+        is_filled = ((self.columns <= self.column) & self.is_token)[
+            :, None, None
+        ]  # (B, 1, 1, capacity)
+        torch._dynamo.mark_dynamic(is_filled, 3)
+
+        run_layer = compile_once(layer_step)
+        for layer, keys, values in zip(decoder.layers, self.keys, self.values, strict=True):
+            x = run_layer(layer, x, cos, sin, keys, values, self.column, is_filled)
+        return compile_once(head_step)(decoder.norm, self.model.lm_head, x)
+
+    def capture(self) -> None:
+        """Record the step as a CUDA graph.
+
+        What the two rehearsals write, the first real step overwrites.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.run()  # compiles
+            self.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.run()
+
+
+# ------------------------------------------------------------ host and GPU at the same time
+
+
+class DeferredFlags:
+    """Booleans on their way from the GPU to the host.
+
+    They are read later, without waiting for work that was enqueued since.
+    """
+
+    def __init__(self, *flags: Tensor) -> None:
+        self.flags = torch.stack(flags)
+        self.arrival: torch.cuda.Event | None = None
+        if self.flags.is_cuda:
+            on_host = torch.empty(len(flags), dtype=torch.bool, pin_memory=True)
+            self.flags = on_host.copy_(self.flags, non_blocking=True)
+            self.arrival = torch.cuda.Event()
+            self.arrival.record()
+
+    def read(self) -> list[bool]:
+        """The flags' values, once they have arrived."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.flags.tolist()
+
+
+def decode_ahead(
+    step: CompiledStep,
+    logits: Tensor,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    sampling: "Sampling",
+    generator: torch.Generator | None,
+    next_token: Callable[[Tensor, Tensor, "Sampling", torch.Generator | None], Tensor],
+) -> Iterator[Tensor]:
+    """The loop `decode` of qwen2vl.py, one step ahead of the host.
+
+    The next step is enqueued before the host looks at the flags of this one. The same
+    tokens; the step after the last token is computed in vain.
+    """
+    end_tokens = input_ids.new_tensor(sampling.eos_token_id)
+    finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # (B,)
+    for i in range(max_new_tokens):
+        is_finite = logits.isfinite().all()
+        token = next_token(logits, input_ids, sampling, generator)  # (B,)
+        token = token.masked_fill(finished, sampling.pad_token_id)
+        finished = finished | torch.isin(token, end_tokens)
+        input_ids = torch.cat((input_ids, token[:, None]), dim=1)
+        flags = DeferredFlags(is_finite, finished.all())
+
+        # The GPU goes on while the host reads the flags and its caller reads the token.
+        is_last = i == max_new_tokens - 1
+        if not is_last:
+            logits = step(token)
+        all_finite, all_finished = flags.read()
+        if not all_finite:
+            raise_not_finite(logits.dtype)
+        yield token
+        if all_finished or is_last:
+            return
