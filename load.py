@@ -57,7 +57,10 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
     """
     name = os.fspath(name)
     if name == "tiny":  # reserved, even where a folder has this name
-        return Path(__file__).parent / "tiny" / "checkpoint"
+        embedded = Path(__file__).parent / "tiny" / "checkpoint"
+        if not embedded.is_dir():
+            raise FileNotFoundError(f"'tiny' is not installed: there is no folder {embedded}")
+        return embedded
 
     # A folder wins over a repository of the same name. "" would be the current folder.
     folder = Path(name).expanduser()

@@ -17,7 +17,7 @@ from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
-# ------------------------------------------------------------------- how many cases are tried
+# ----------------------------------------------------------------------- how many cases are tried
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +36,7 @@ def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     return choose
 
 
-# --------------------------------------------------------------------------- measured figures
+# ------------------------------------------------------------------------------- measured figures
 
 FIGURES: dict[str, list[float]] = {}
 
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(line)
 
 
-# ------------------------------------------------------------------------- the official texts
+# ----------------------------------------------------------------------------- the official texts
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.official_texts)
 
 
-# -------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------ checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -96,10 +96,10 @@ def tiny() -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_2b(
-    official: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, int]:
-    """A folder with random weights in the 2B shape and the official texts, and its weights' bytes."""
+def checkpoint_2b(official: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A folder with random weights in the 2B shape and the official texts, and its weights'
+    bytes.
+    """
     folder = tmp_path_factory.mktemp("2b")
     if shutil.disk_usage(folder).free < 12e9:
         pytest.skip("less than 12 GB of disk are free")

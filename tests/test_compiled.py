@@ -134,9 +134,7 @@ def run_loop(
     logits, step = ours.prefill(input_ids, inputs["attention_mask"], media, 12, compile)
     generator = torch.Generator().manual_seed(0)
     if is_ahead:
-        tokens = compiled.decode_ahead(
-            step, logits, input_ids, 12, sampling, generator, next_token
-        )
+        tokens = compiled.decode_ahead(step, logits, input_ids, 12, sampling, generator, next_token)
     else:
         tokens = decode(step, logits, input_ids, 12, sampling, generator)
     return torch.stack(list(tokens), dim=1)

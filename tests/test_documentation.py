@@ -69,7 +69,9 @@ def test_a_batch_of_mixed_media_says_what_its_rows_say_alone(tiny):
         user(image("shapes.png"), text("Describe this image.")),
         user(image("wide.png"), image("tall.png"), text("What is written in the pictures?")),
         [{"role": "user", "content": "who are you?"}],
-        user(image("tall.png"), image("triangle.png"), VIDEO, text("What do these have in common?")),
+        user(
+            image("tall.png"), image("triangle.png"), VIDEO, text("What do these have in common?")
+        ),
     ]
     inputs = processor.apply_chat_template(conversations, video_fps=1, **TEMPLATE_OPTIONS)
     together = answers(model, processor, inputs.to(model.device))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import LocalHub
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import load
+from tests.helpers.hub import LocalHub
 
 ROOT = Path(load.__file__).parent
 SECTION = [2, 3, 3]
@@ -30,9 +30,21 @@ TEXT = {
     "hidden_act": "silu",
     "use_sliding_window": False,
 }
-VISION = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 4, "patch_size": 14}
+VISION = {
+    "depth": 1,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "hidden_size": 32,
+    "mlp_ratio": 4,
+    "patch_size": 14,
+}
 VISION |= {"spatial_merge_size": 2, "temporal_patch_size": 2}
-FLAT = {"model_type": "qwen2_vl", "image_token_id": 7, "torch_dtype": "float32", "tie_word_embeddings": False}
+FLAT = {
+    "model_type": "qwen2_vl",
+    "image_token_id": 7,
+    "torch_dtype": "float32",
+    "tie_word_embeddings": False,
+}
 FLAT |= TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": SECTION}}
 FLAT |= {"vision_config": VISION | {"in_chans": 3}}
 
@@ -67,7 +79,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-# ------------------------------------------------------------------------------------------ names and folders
+# ------------------------------------------------------------------------------ names and folders
 
 
 def test_a_folder_is_itself_and_tiny_is_reserved(tmp_path, monkeypatch):
@@ -84,12 +96,18 @@ def test_a_folder_is_itself_and_tiny_is_reserved(tmp_path, monkeypatch):
 
 def test_what_is_neither_folder_nor_hub_name_is_refused_by_name(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    for name in ("nowhere", "/no/such/folder", "./a/b", "a/b/c", str(tmp_path / "model.safetensors")):
+    for name in (
+        "nowhere",
+        "/no/such/folder",
+        "./a/b",
+        "a/b/c",
+        str(tmp_path / "model.safetensors"),
+    ):
         with pytest.raises(FileNotFoundError, match=f"'{re.escape(name)}' is neither a folder"):
             load.find_checkpoint(name)
 
 
-# ------------------------------------------------------------------------------------------ the Hub
+# ---------------------------------------------------------------------------------------- the Hub
 
 ASK = """
 import sys, load
@@ -101,7 +119,9 @@ except OSError as error:
 
 
 def ask(env: dict[str, str], repo: str, what: str = "weights") -> str:
-    """What a fresh process gets from `find_checkpoint` (huggingface_hub reads its settings when imported)."""
+    """What a fresh process gets from `find_checkpoint` (huggingface_hub reads its settings when
+    imported).
+    """
     command = [sys.executable, "-c", ASK, repo, what]
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
@@ -112,7 +132,11 @@ def repository(tmp_path: Path, size: int = 1000) -> dict[str, bytes]:
     tensors = {"w": torch.arange(size, dtype=torch.float32)}
     load.save_checkpoint(tmp_path / "made", FLAT, tensors, generation_config={"do_sample": False})
     files = {file.name: file.read_bytes() for file in (tmp_path / "made").iterdir()}
-    return files | {"README.md": b"long", "pytorch_model.bin": b"big", "onnx/model.safetensors": b"other"}
+    return files | {
+        "README.md": b"long",
+        "pytorch_model.bin": b"big",
+        "onnx/model.safetensors": b"other",
+    }
 
 
 def test_hub_download_takes_only_the_needed_files_and_then_works_offline(tmp_path):
@@ -122,7 +146,9 @@ def test_hub_download_takes_only_the_needed_files_and_then_works_offline(tmp_pat
         texts = Path(ask(env, "some/model", "texts"))
         assert {file.name for file in texts.iterdir()} == {"config.json", "generation_config.json"}
         offline = ask(env | {"HF_HUB_OFFLINE": "1"}, "some/model")
-        assert offline.startswith("ERROR 'some/model'") and "cache" in offline and "\n" not in offline
+        assert (
+            offline.startswith("ERROR 'some/model'") and "cache" in offline and "\n" not in offline
+        )
         folder = Path(ask(env, "some/model"))
         needed = {"config.json", "generation_config.json", "model.safetensors"}
         assert {file.name for file in folder.iterdir()} == needed
@@ -157,7 +183,7 @@ def test_hub_errors_are_one_line_that_names_the_repository(tmp_path):
     assert "'tiny' needs no network" in answers["can't be reached"]
 
 
-# ------------------------------------------------------------------------------------------ config
+# ----------------------------------------------------------------------------------------- config
 
 
 def test_json_errors_name_the_file(tmp_path):
@@ -174,7 +200,9 @@ def test_nested_config_of_transformers_flattens_to_the_flat_one(tmp_path, tied):
     from transformers import Qwen2VLConfig
 
     text = TEXT | {"tie_word_embeddings": tied, "rope_scaling": dict(FLAT["rope_scaling"])}
-    nested = Qwen2VLConfig(text_config=text, vision_config=VISION | {"in_channels": 3}, image_token_id=7)
+    nested = Qwen2VLConfig(
+        text_config=text, vision_config=VISION | {"in_channels": 3}, image_token_id=7
+    )
     nested.dtype = torch.float32
     nested.save_pretrained(tmp_path)
     assert "text_config" in load.read_json(tmp_path, "config.json")
@@ -200,13 +228,31 @@ def test_official_config_saved_nested_flattens_to_itself(official, tmp_path, siz
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_nested_config_of_transformers_5_flattens_to_the_flat_one(tmp_path, tied):
-    rope = {"mrope_section": SECTION, "rope_theta": 1000000.0, "rope_type": "default", "type": "mrope"}
+    rope = {
+        "mrope_section": SECTION,
+        "rope_theta": 1000000.0,
+        "rope_type": "default",
+        "type": "mrope",
+    }
     text = {key: value for key, value in TEXT.items() if key != "rope_theta"}  # as 5.23 writes it
-    text |= {"model_type": "qwen2_vl_text", "rope_parameters": rope, "layer_types": ["full_attention"] * 2}
+    text |= {
+        "model_type": "qwen2_vl_text",
+        "rope_parameters": rope,
+        "layer_types": ["full_attention"] * 2,
+    }
     text |= {"dtype": "float32", "pad_token_id": None, "sliding_window": None}
-    vision = VISION | {"in_channels": 3, "model_type": "qwen2_vl_vision", "hidden_act": "quick_gelu"}
+    vision = VISION | {
+        "in_channels": 3,
+        "model_type": "qwen2_vl_vision",
+        "hidden_act": "quick_gelu",
+    }
     vision |= {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"}}
-    nested = {"model_type": "qwen2_vl", "image_token_id": 7, "dtype": "float32", "tie_word_embeddings": tied}
+    nested = {
+        "model_type": "qwen2_vl",
+        "image_token_id": 7,
+        "dtype": "float32",
+        "tie_word_embeddings": tied,
+    }
     nested |= {"text_config": text, "vision_config": vision}
     flat = load.read_config(write(tmp_path, config=nested))
     vision = flat.pop("vision_config")
@@ -226,7 +272,10 @@ def test_nested_config_of_transformers_5_flattens_to_the_flat_one(tmp_path, tied
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mrope_section": SECTION}}, "yarn"),
-        ({"text_config": {"rope_parameters": {"rope_type": "yarn", "mrope_section": SECTION}}}, "yarn"),
+        (
+            {"text_config": {"rope_parameters": {"rope_type": "yarn", "mrope_section": SECTION}}},
+            "yarn",
+        ),
         ({"text_config": {"use_sliding_window": True}}, "use_sliding_window is True"),
         ({"vision_config": {"hidden_act": "silu"}}, "vision_config.hidden_act is 'silu'"),
     ],
@@ -238,11 +287,15 @@ def test_what_cannot_be_run_is_refused_by_its_name(tmp_path, change, named):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------ tokenizer
+# -------------------------------------------------------------------------------------- tokenizer
 
 
-def small_bpe(folder: Path, stated: dict[int, dict] | None = None, shift: int = 0) -> dict[str, int]:
-    """A BPE whose `<|im_end|>` stands in tokenizer.json, its vision tokens only in tokenizer_config.json."""
+def small_bpe(
+    folder: Path, stated: dict[int, dict] | None = None, shift: int = 0
+) -> dict[str, int]:
+    """A BPE whose `<|im_end|>` stands in tokenizer.json, its vision tokens only in
+    tokenizer_config.json.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -257,7 +310,12 @@ def small_bpe(folder: Path, stated: dict[int, dict] | None = None, shift: int = 
     ids["<|im_end|>"] = tokenizer.token_to_id("<|im_end|>")
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     decoder = {
-        str(id): {"content": content, "special": content != "<box>", **flags, "lstrip": content == "<box>"}
+        str(id): {
+            "content": content,
+            "special": content != "<box>",
+            **flags,
+            "lstrip": content == "<box>",
+        }
         for content, id in reversed(ids.items())  # the order in the file must not matter
     }
     write(folder, tokenizer_config={"added_tokens_decoder": decoder | (stated or {})})
@@ -268,7 +326,8 @@ def test_tokens_only_in_tokenizer_config_get_their_stated_ids(tmp_path):
     ids = small_bpe(tmp_path)
     tokenizer = load.load_tokenizer(tmp_path)
     assert tokenizer.encode("<|vision_start|><|image_pad|><|vision_end|><|im_end|>").ids == [
-        ids[content] for content in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|im_end|>")
+        ids[content]
+        for content in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|im_end|>")
     ]
     bare = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert ids["<|image_pad|>"] not in bare.encode("<|image_pad|>").ids
@@ -309,17 +368,19 @@ def test_official_tokenizer_without_its_last_tokens_is_completed(official, tmp_p
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     stated = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in cut}
     write(tmp_path, tokenizer_config={"added_tokens_decoder": stated})
-    text = (
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>naïve <|box_start|>(1)<|box_end|> 漢字"
-    )
+    text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>naïve "
+    text += "<|box_start|>(1)<|box_end|> 漢字"
     assert len(cut) >= 10
     assert load.load_tokenizer(tmp_path).encode(text).ids == whole.encode(text).ids
-    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids != whole.encode(text).ids
+    assert (
+        Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+        != whole.encode(text).ids
+    )
     write(tmp_path, tokenizer_config={})
     assert load.load_tokenizer(official).encode(text).ids == whole.encode(text).ids
 
 
-# ------------------------------------------------------------------------------------------ dtype and device
+# ------------------------------------------------------------------------------- dtype and device
 
 
 def test_auto_dtype_is_the_configs_else_the_one_in_the_weights(tmp_path):
@@ -345,7 +406,9 @@ def with_devices(monkeypatch, cuda: int, mps: bool) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**9, 9 * 10**9))
 
 
-@pytest.mark.parametrize("cuda, mps, chosen", [(0, False, "cpu"), (0, True, "mps"), (2, True, "cuda:0")])
+@pytest.mark.parametrize(
+    "cuda, mps, chosen", [(0, False, "cpu"), (0, True, "mps"), (2, True, "cuda:0")]
+)
 def test_auto_is_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, chosen):
     with_devices(monkeypatch, cuda, mps)
     assert load.pick_device("auto", 1) == torch.device(chosen)
@@ -374,7 +437,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_numbers(monkeypatch):
         load.pick_device("auto", 85 * 10**8)
 
 
-# ------------------------------------------------------------------------------------------ weights
+# ---------------------------------------------------------------------------------------- weights
 
 
 @pytest.mark.parametrize("most, files", [(10**9, 1), (200, 2), (1, 4)])
@@ -408,7 +471,9 @@ def test_saving_over_an_earlier_checkpoint_leaves_only_the_new_one(tmp_path):
         shards = {file.name for file in tmp_path.glob("model[.-]*safetensors")}
         index = tmp_path / "model.safetensors.index.json"
         named = (
-            json.loads(index.read_text())["weight_map"].values() if most < 10**9 else ["model.safetensors"]
+            json.loads(index.read_text())["weight_map"].values()
+            if most < 10**9
+            else ["model.safetensors"]
         )
         assert shards == set(named) and index.exists() == (most < 10**9)
     assert (tmp_path / "model_ema.safetensors").read_bytes() == b"mine"
@@ -429,7 +494,9 @@ def test_a_crash_while_saving_leaves_the_earlier_checkpoint_whole(tmp_path, monk
     monkeypatch.setattr(load, "save_file", crash)
     with pytest.raises(OSError, match="full"):
         load.save_checkpoint(tmp_path, {}, random_tensors(3), max_shard_size=1)
-    after = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.suffix != ".partial"}
+    after = {
+        file.name: file.read_bytes() for file in tmp_path.iterdir() if file.suffix != ".partial"
+    }
     assert after == before and len(list(tmp_path.iterdir())) > len(before)
     monkeypatch.undo()
     load.save_checkpoint(tmp_path, FLAT, tensors, max_shard_size=1)
@@ -523,8 +590,12 @@ def test_transformers_reads_what_is_saved_here(tmp_path):
     model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**deepcopy(FLAT)))
     model.save_pretrained(tmp_path / "theirs")
     tensors = load_file(tmp_path / "theirs" / "model.safetensors")
-    load.save_checkpoint(tmp_path / "ours", FLAT, tensors, {"do_sample": False}, max_shard_size=30_000)
-    again, info = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    load.save_checkpoint(
+        tmp_path / "ours", FLAT, tensors, {"do_sample": False}, max_shard_size=30_000
+    )
+    again, info = Qwen2VLForConditionalGeneration.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
     assert not any(info.values())
     assert_same(again.state_dict(), model.state_dict())
 
@@ -537,18 +608,29 @@ def peak():
 shapes = {f"w{i}": (2**21,) for i in range(24)}
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-kept = dict(load.read_weights(Path(sys.argv[1]), shapes, torch.device("cpu"), getattr(torch, sys.argv[2])))
+dtype = getattr(torch, sys.argv[2])
+kept = dict(load.read_weights(Path(sys.argv[1]), shapes, torch.device("cpu"), dtype))
 print(peak() - before)
 print(sum(float(t.sum()) for t in kept.values()), peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is Linux's to tell")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is Linux's to tell"
+)
 @pytest.mark.parametrize(
     ("dtype", "loaded", "used"),
     [
-        ("float32", (0, 8), (192, 200)),  # MiB: 24 tensors of 8, which stay in the files until they are used
-        ("bfloat16", (96, 160), (96, 160)),  # copies of 4, one file of 48 at a time, and 16 for the rest
+        (
+            "float32",
+            (0, 8),
+            (192, 200),
+        ),  # MiB: 24 tensors of 8, which stay in the files until they are used
+        (
+            "bfloat16",
+            (96, 160),
+            (96, 160),
+        ),  # copies of 4, one file of 48 at a time, and 16 for the rest
     ],
 )
 def test_reading_takes_no_memory_or_that_of_the_copies_and_a_file(tmp_path, dtype, loaded, used):
@@ -556,7 +638,9 @@ def test_reading_takes_no_memory_or_that_of_the_copies_and_a_file(tmp_path, dtyp
     load.save_checkpoint(tmp_path, FLAT, weights, max_shard_size=6 * 2**23)
     assert len(list(tmp_path.glob(load.SHARDS))) == 4
     command = [sys.executable, "-c", MEASURE, str(tmp_path), dtype]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
     peak, total, peak_used = map(float, result.stdout.split())
     assert total == 24 * 2**21
     assert loaded[0] <= peak <= loaded[1] and used[0] <= peak_used <= used[1]
@@ -565,13 +649,17 @@ def test_reading_takes_no_memory_or_that_of_the_copies_and_a_file(tmp_path, dtyp
 def test_changing_a_loaded_weight_leaves_its_file_alone(tmp_path):
     load.save_checkpoint(tmp_path, FLAT, {"w": torch.ones(4)})
     for _ in range(2):
-        ((_, weight),) = load.read_weights(tmp_path, {"w": (4,)}, torch.device("cpu"), torch.float32)
+        ((_, weight),) = load.read_weights(
+            tmp_path, {"w": (4,)}, torch.device("cpu"), torch.float32
+        )
         assert weight.tolist() == [1.0] * 4
         weight += 1
 
 
 def test_importing_loads_no_hub_library():
-    code = "import sys, load; print('huggingface_hub' in sys.modules, 'transformers' in sys.modules)"
+    code = (
+        "import sys, load; print('huggingface_hub' in sys.modules, 'transformers' in sys.modules)"
+    )
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"] and result.stderr == ""

@@ -77,7 +77,7 @@ def test_vision_features_equal_the_reference(attn, amount, figure):
             assert figure("vision features, relative error", found) <= TOLERANCE, f"seed {seed}"
 
 
-# -------------------------------------------------------------------------------- negative controls
+# ------------------------------------------------------------------------------ negative controls
 
 
 class TestNegativeControls:
@@ -183,7 +183,7 @@ class TestNegativeControls:
         assert figure(WRONG, error(wrong, expected)) >= MISS
 
 
-# ---------------------------------------------------------------------------------------- positions
+# -------------------------------------------------------------------------------------- positions
 
 
 def test_positions_and_deltas_equal_the_reference(amount):
@@ -196,11 +196,7 @@ def test_positions_and_deltas_equal_the_reference(amount):
             media = rng.choices(["image", "video"], k=rng.randint(0, 4))
             rows.append(random_row(rng, config, media, longest=rng.choice([4, 50])))
         inputs = collate(rows, config, seed)
-        layout = (
-            inputs["input_ids"],
-            inputs.get("image_grid_thw"),
-            inputs.get("video_grid_thw"),
-        )
+        layout = (inputs["input_ids"], inputs.get("image_grid_thw"), inputs.get("video_grid_thw"))
         mask = inputs["attention_mask"]
         positions, deltas = get_rope_index(config, *layout, attention_mask=mask)
         expected, expected_deltas = theirs.model.get_rope_index(*layout, attention_mask=mask)
@@ -219,7 +215,7 @@ def test_text_after_a_long_video_starts_at_the_largest_position_plus_one():
     assert deltas.tolist() == [[-18]]
 
 
-# ------------------------------------------------------------------------------- loss and gradients
+# ----------------------------------------------------------------------------- loss and gradients
 
 
 def test_loss_and_gradient_norms_equal_the_reference(amount, figure):
@@ -248,7 +244,7 @@ def test_loss_and_gradient_norms_equal_the_reference(amount, figure):
                 assert figure("gradient norms, relative error", norm_error) <= 1e-5, name
 
 
-# ------------------------------------------------------------------------ what the forward pass does
+# --------------------------------------------------------------------- what the forward pass does
 
 
 @torch.no_grad()
@@ -345,12 +341,12 @@ def test_the_patch_embedding_is_the_conv3d_whose_weight_it_holds():
     assert error(embed(pixels), slow) <= TOLERANCE
 
 
-# ---------------------------------------------------------------------------------------- attention
+# -------------------------------------------------------------------------------------- attention
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(5, 5), (3, 7), (1, 6)])
 def test_causal_attention_needs_no_mask_from_its_caller(num_queries, num_keys):
-    """Query i attends to keys up to S - T + i; PyTorch's own causal flag is right for T = S only."""
+    """Query i attends to keys up to S - T + i; PyTorch's causal flag is right for T = S only."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, num_queries, 8, generator=generator)
     k, v = torch.randn(2, 2, 2, num_keys, 8, generator=generator)
@@ -393,7 +389,7 @@ def test_an_unknown_attention_is_refused_with_the_known_ones():
         ours(torch.tensor([[1, 2]]))
 
 
-# --------------------------------------------------------------------------------- what is refused
+# -------------------------------------------------------------------------------- what is refused
 
 
 def test_labels_with_fewer_logits_are_refused():

@@ -1,13 +1,14 @@
-"""processor.py: pictures, clips and conversations to patches and token ids, against the reference.
+"""processor.py: pictures, clips and conversations to patches and token ids, against the
+reference.
 
-With the official tokenizer and config where QWEN2VL_OFFICIAL names them, else with the embedded ones.
+With the official tokenizer and config where QWEN2VL_OFFICIAL names them, else with the embedded
+ones.
 """
 
 import ast
 import importlib.util
 import json
 import math
-import os
 import random
 import shutil
 from functools import partial
@@ -18,12 +19,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_media import clip, keep, noise
 
 import processor as P
 from load import find_checkpoint
-from media import read_video
-from processor import Qwen2VLImageProcessor, Qwen2VLImageProcessorFast, Qwen2VLProcessor, smart_resize
+from processor import (
+    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorFast,
+    Qwen2VLProcessor,
+    smart_resize,
+)
+from qwen2vl_extras.media import read_video
+from tests.helpers.drawn_media import keep_frame, noise, write_video
 
 transformers = pytest.importorskip("transformers", reason="the oracle: pip install -e .[dev]")
 GROUNDING = ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"]
@@ -42,24 +48,45 @@ TEXTS = [
     "e\u0301",
     "\t\n\n x",
 ]
-TEXTS += ["na\u00efve", "def f(x):\n    return x", "<|", "|>", "", "ＡＢＣ", "\u202eabc", "user\n", "<tool>"]
+TEXTS += [
+    "na\u00efve",
+    "def f(x):\n    return x",
+    "<|",
+    "|>",
+    "",
+    "ＡＢＣ",
+    "\u202eabc",
+    "user\n",
+    "<tool>",
+]
 
 
 TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
 
-# ---------------------------------------------------------------- what the tests work with
+# ----------------------------------------------------------------------- what the tests work with
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
+def checkpoint(official_texts: Path | None, tmp_path_factory) -> Path:
     """A checkpoint folder without weights: the official files if known, else the embedded ones."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    source = Path(os.environ.get("QWEN2VL_OFFICIAL") or TINY)
+    source = official_texts or TINY
     for file in source.glob("*.json"):
         if not file.name.startswith("config-"):
             shutil.copyfile(file, folder / file.name)
     if (source / "config-2b.json").exists():
         shutil.copyfile(source / "config-2b.json", folder / "config.json")
+    return folder
+
+
+@pytest.fixture
+def checkpoint_of_known_limits(tmp_path: Path) -> Path:
+    """The embedded checkpoint's files, with the official limits of images and none of videos."""
+    folder = tmp_path / "known limits"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", "video_*"))
+    stated = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    stated["min_pixels"], stated["max_pixels"] = 56 * 56, 16384 * 28 * 28
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated), encoding="utf-8")
     return folder
 
 
@@ -79,25 +106,33 @@ def theirs(checkpoint):
 
 def say(*items, role: str = "user") -> list[dict]:
     return [
-        {"role": role, "content": [{"type": "text", "text": x} if isinstance(x, str) else x for x in items]}
+        {
+            "role": role,
+            "content": [{"type": "text", "text": x} if isinstance(x, str) else x for x in items],
+        }
     ]
 
 
 def reference_sample_frames():
-    """`Qwen2VLVideoProcessor.sample_frames` of transformers, cut out of a file that cannot be imported here
-    without torchvision."""
+    """`Qwen2VLVideoProcessor.sample_frames` of transformers, cut out of a file that cannot be
+    imported here without torchvision.
+    """
     root = Path(importlib.util.find_spec("transformers").origin).parent
     source = (root / "models/qwen2_vl/video_processing_qwen2_vl.py").read_text(encoding="utf-8")
-    found = next(n for n in ast.walk(ast.parse(source)) if getattr(n, "name", "") == "sample_frames")
+    found = next(
+        n for n in ast.walk(ast.parse(source)) if getattr(n, "name", "") == "sample_frames"
+    )
     for argument in found.args.args:
         argument.annotation = None
     scope = {"math": math, "torch": torch}
     exec(compile(ast.Module([found], []), "reference", "exec"), scope)
-    defaults = SimpleNamespace(num_frames=None, fps=None, temporal_patch_size=2, min_frames=4, max_frames=768)
+    defaults = SimpleNamespace(
+        num_frames=None, fps=None, temporal_patch_size=2, min_frames=4, max_frames=768
+    )
     return partial(scope["sample_frames"], defaults)
 
 
-# ---------------------------------------------------------------- pictures: sizes and pixel values
+# --------------------------------------------------------------- pictures: sizes and pixel values
 
 
 def test_smart_resize_gives_published_sizes():
@@ -120,7 +155,9 @@ def test_smart_resize_equals_the_reference():
         most = max(least, most)
         if max(height, width) / min(height, width) <= 200:
             expected = reference(height, width, 28, least, most)
-            assert smart_resize(height, width, 28, least, most) == (tuple(max(28, side) for side in expected))
+            assert smart_resize(height, width, 28, least, most) == (
+                tuple(max(28, side) for side in expected)
+            )
 
 
 @pytest.mark.parametrize(
@@ -158,14 +195,20 @@ def test_pixel_values_equal_the_reference(amount, figure):
     for picture, least, most in random_cases(amount(30, 300)):
         expected = reference_pixels(picture, least, most)
         got = Qwen2VLImageProcessor(min_pixels=least, max_pixels=most)(picture)
-        assert got.image_grid_thw.tolist() == expected["image_grid_thw"].tolist(), (picture.size, least, most)
+        assert got.image_grid_thw.tolist() == expected["image_grid_thw"].tolist(), (
+            picture.size,
+            least,
+            most,
+        )
         assert got.pixel_values.dtype == torch.float32 and got.image_grid_thw.dtype == torch.int64
         worst = (got.pixel_values - expected["pixel_values"]).abs().max().item()
         assert figure("pixel values, error", worst) <= 1e-6, (picture.size, least, most)
 
 
 def test_fast_pixel_values_are_close_to_the_reference(amount):
-    """Along rows first, as torch, torchvision and Pillow up to 12; 13 starts with columns in some shapes."""
+    """Along rows first, as torch, torchvision and Pillow up to 12; 13 starts with columns in some
+    shapes.
+    """
     level, off, count = 1 / 255 / 0.26, 0, 0
     for picture, least, most in random_cases(amount(24, 300)):
         height, width = smart_resize(picture.height, picture.width, 28, least, most)
@@ -180,15 +223,19 @@ def test_fast_pixel_values_are_close_to_the_reference(amount):
 
 
 @pytest.mark.parametrize("kind", [Qwen2VLImageProcessor, Qwen2VLImageProcessorFast])
-def test_pictures_of_mixed_sizes_come_out_in_order_and_as_if_alone(kind):
-    pictures = [noise(h, w, i) for i, (h, w) in enumerate([(56, 84), (40, 40), (56, 84), (84, 56), (40, 40)])]
+def test_images_of_mixed_sizes_come_out_in_order_and_as_if_alone(kind):
+    pictures = [
+        noise(h, w, i)
+        for i, (h, w) in enumerate([(56, 84), (40, 40), (56, 84), (84, 56), (40, 40)])
+    ]
     together, alone = kind()(pictures), [kind()(picture) for picture in pictures]
     assert torch.equal(together.pixel_values, torch.cat([one.pixel_values for one in alone]))
     assert torch.equal(together.image_grid_thw, torch.cat([one.image_grid_thw for one in alone]))
 
 
-def test_nearest_limit_wins(checkpoint):
+def test_nearest_limit_wins(checkpoint_of_known_limits):
     """max_pixels at load, in a call and per item."""
+    checkpoint = checkpoint_of_known_limits
     picture = noise(560, 560)
 
     def tokens(batch) -> int:
@@ -200,19 +247,26 @@ def test_nearest_limit_wins(checkpoint):
     assert tokens(run(say(item))) == 100
     assert tokens(run(say(item), max_pixels=140**2)) == 25
     assert tokens(run(say(item | {"max_pixels": 84**2}), max_pixels=140**2)) == 9
-    assert tokens(run(say(item | {"resized_height": 60, "resized_width": 100}), max_pixels=140**2)) == 2 * 4
+    assert (
+        tokens(run(say(item | {"resized_height": 60, "resized_width": 100}), max_pixels=140**2))
+        == 2 * 4
+    )
     assert tokens(loaded(text="<|image_pad|>", images=picture, max_pixels=560**2)) == 400
     assert tokens(run(say(item | {"resized_height": 56}))) == 2 * 20, "the other side stays"
     with pytest.raises(ValueError, match=r"3000.*3136"):
         run(say(item | {"max_pixels": 3000}))
     frames = {"type": "video", "video": [picture] * 2}
     for processor, most in ((loaded, 100), (Qwen2VLProcessor.from_pretrained(checkpoint), 400)):
-        grid = processor.apply_chat_template(say(frames), tokenize=True, return_dict=True)["video_grid_thw"]
-        assert int(grid.prod()) // 4 == most, "limits of the caller hold for clips, those of the file don't"
+        grid = processor.apply_chat_template(say(frames), tokenize=True, return_dict=True)[
+            "video_grid_thw"
+        ]
+        assert int(grid.prod()) // 4 == most, (
+            "limits of the caller hold for clips, those of the file don't"
+        )
 
 
-def test_limits_for_clips_in_a_file_of_their_own_hold_unless_the_caller_sets_others(tmp_path):
-    """video_preprocessor_config.json, as newer repositories have it; the official ones have none."""
+def test_limits_for_videos_in_a_file_of_their_own_hold_unless_the_caller_sets_others(tmp_path):
+    """video_preprocessor_config.json, as newer repositories have it; official ones have none."""
     folder = find_checkpoint("tiny", weights=False)
     for file in folder.glob("*.json"):
         shutil.copy(file, tmp_path)
@@ -241,14 +295,17 @@ def test_size_in_place_of_limits_is_understood(checkpoint, tmp_path):
 
 def test_a_single_pixel_is_enlarged():
     batch = Qwen2VLImageProcessor()(Image.new("RGB", (1, 1), (255, 0, 127)))
-    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    mean, std = (
+        np.array([0.48145466, 0.4578275, 0.40821073]),
+        np.array([0.26862954, 0.26130258, 0.27577711]),
+    )
     expected = (np.array([1, 0, 127 / 255]) - mean) / std
     assert batch.image_grid_thw.tolist() == [[1, 4, 4]]
     got = batch.pixel_values.view(16, 3, -1)
     assert np.abs(got.numpy() - expected[None, :, None]).max() < 1e-6
 
 
-def test_message_items_name_their_picture_in_four_ways(ours, tmp_path):
+def test_message_items_name_their_image_in_four_ways(ours, tmp_path):
     noise(56, 56).save(tmp_path / "a.png")
     path = str(tmp_path / "a.png")
     items = [{"type": "image", key: path} for key in ("path", "url", "image", "image_url")]
@@ -259,14 +316,17 @@ def test_message_items_name_their_picture_in_four_ways(ours, tmp_path):
         assert torch.equal(got.pixel_values, expected)
 
 
-# ---------------------------------------------------------------- frames and clips
+# ------------------------------------------------------------------------------- frames and clips
 
 
 def test_frame_indices_equal_the_reference_wherever_it_returns_n_of_them():
     reference, compared = reference_sample_frames(), 0
     rng = random.Random(2)
     for _ in range(2000):
-        total, rate = rng.randrange(2, 3000), rng.choice([5.0, 10.0, 23.976, 24.0, 25.0, 29.97, 30.0, 60.0])
+        total, rate = (
+            rng.randrange(2, 3000),
+            rng.choice([5.0, 10.0, 23.976, 24.0, 25.0, 29.97, 30.0, 60.0]),
+        )
         fps = rng.choice([0.5, 1.0, 2.0, 3.0, 10.0])
         expected = reference(SimpleNamespace(total_num_frames=total, fps=rate), fps=fps)
         n = min(min(max(total / rate * fps, 4), min(768, total) // 2 * 2), total) // 2 * 2
@@ -274,15 +334,17 @@ def test_frame_indices_equal_the_reference_wherever_it_returns_n_of_them():
         assert len(got) == n
         if len(expected) == n:
             compared += 1
-            # The reference counts in float32: allow its rounding where the exact quotient is a whole number.
+            # The reference counts in float32: allow its rounding where the exact quotient is a
+            # whole number.
             whole = [i * total % n == 0 for i in range(int(n))]
             assert all(
-                a == b or (w and a - b == 1) for a, b, w in zip(got, expected.tolist(), whole, strict=True)
+                a == b or (w and a - b == 1)
+                for a, b, w in zip(got, expected.tolist(), whole, strict=True)
             )
     assert compared > 1000
 
 
-def test_frame_counts_of_odd_clips():
+def test_frame_counts_of_odd_videos():
     def count(*arguments, **options) -> int:
         return len(P.sample_frames(*arguments, **options))
 
@@ -305,9 +367,11 @@ def test_frame_counts_of_odd_clips():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_short_clips_give_whole_frame_pairs(ours, tmp_path, count):
-    path = str(clip(tmp_path / "a.mp4", count))
-    batch = ours.apply_chat_template(say({"type": "video", "path": path}), tokenize=True, return_dict=True)
+def test_short_videos_give_whole_frame_pairs(ours, tmp_path, count):
+    path = str(write_video(tmp_path / "a.mp4", count))
+    batch = ours.apply_chat_template(
+        say({"type": "video", "path": path}), tokenize=True, return_dict=True
+    )
     t, h, w = batch.video_grid_thw[0].tolist()
     assert t == max(1, count // 2) and len(batch.pixel_values_videos) == t * h * w
     assert batch.input_ids.eq(ours.video_token_id).sum() == t * h * w // 4
@@ -317,11 +381,15 @@ def test_short_clips_give_whole_frame_pairs(ours, tmp_path, count):
 
 
 def test_all_frames_together_stay_under_total_pixels():
-    """qwen-vl-utils: per frame max(min(768·28², total/n·2), 1.05·min), unless the caller asks for less."""
+    """qwen-vl-utils: per frame max(min(768·28², total/n·2), 1.05·min), unless the caller asks for
+    less.
+    """
     for n in (1, 10, 64, 100, 768):
         limits = P.video_limits(n, {})
         assert limits["min_pixels"] == 128 * 784
-        assert limits["max_pixels"] == max(min(768 * 784, 24576 * 784 / n * 2), int(128 * 784 * 1.05))
+        assert limits["max_pixels"] == max(
+            min(768 * 784, 24576 * 784 / n * 2), int(128 * 784 * 1.05)
+        )
     assert P.video_limits(10, {"max_pixels": 5000}) == {"min_pixels": 5000, "max_pixels": 5000}
     assert P.video_limits(10, {"min_pixels": 784})["max_pixels"] == 768 * 784
     assert P.video_limits(10, {"min_pixels": 784, "total_pixels": 50000})["max_pixels"] == 10000
@@ -332,8 +400,9 @@ def test_a_frame_list_of_two_sizes_is_refused(ours):
         ours(text="<|video_pad|>", videos=[[noise(300, 300), noise(600, 300)]])
 
 
-def test_options_of_a_clip_come_from_call_or_item(ours, tmp_path):
-    path = clip(tmp_path / "a.mp4", 60)
+def test_options_of_a_video_come_from_call_or_item(checkpoint_of_known_limits, tmp_path):
+    ours = Qwen2VLProcessor.from_pretrained(checkpoint_of_known_limits)
+    path = write_video(tmp_path / "a.mp4", 60)
     item = {"type": "video", "video": path, "max_pixels": 784}
 
     def run(item: dict, **options):
@@ -344,11 +413,13 @@ def test_options_of_a_clip_come_from_call_or_item(ours, tmp_path):
 
     assert frames(item) == frames({"type": "video", "url": path.as_uri(), "max_pixels": 784}) == 12
     assert frames(item, video_fps=1) == 6 and frames(item, fps=1) == 6
-    assert frames(item | {"nframes": 8}, video_fps=1) == 8 and frames(item | {"fps": 4}, fps=1) == 24
+    assert (
+        frames(item | {"nframes": 8}, video_fps=1) == 8 and frames(item | {"fps": 4}, fps=1) == 24
+    )
     assert frames(item | {"min_frames": 20}) == 20 and frames(item | {"max_frames": 4}) == 4
     assert frames(item | {"video_start": 1.0, "video_end": 2.95}) == 4
     got = run(item | {"nframes": 4, "video_start": 1, "video_end": 1.9})
-    stills = read_video(path, lambda total, rate: [10, 12, 15, 17], keep)
+    stills = read_video(path, lambda total, rate: [10, 12, 15, 17], keep_frame)
     assert torch.equal(got.pixel_values_videos, run(item | {"video": stills}).pixel_values_videos)
     with pytest.raises(ValueError, match=r"6\.00 s.*7 to 9"):
         run(item | {"video_start": 7, "video_end": 9})
@@ -356,7 +427,7 @@ def test_options_of_a_clip_come_from_call_or_item(ours, tmp_path):
         frames(item, frame_rate=4)
 
 
-# ---------------------------------------------------------------- template and ids
+# ------------------------------------------------------------------------------- template and ids
 
 
 def random_conversation(rng: random.Random, words: tuple = (*TEXTS, *GROUNDING)) -> list[dict]:
@@ -375,12 +446,19 @@ def random_conversation(rng: random.Random, words: tuple = (*TEXTS, *GROUNDING))
     kinds += [lambda: {"image_url": {"url": "a.png"}}, lambda: {"type": "image", "url": "a.png"}]
     kinds += [lambda: {"video": "a.mp4"}, lambda: {"text": text()}]
     roles = rng.choice(
-        [["system", "user"], ["user"], ["user", "assistant", "user"], ["assistant", "user", "system"]]
+        [
+            ["system", "user"],
+            ["user"],
+            ["user", "assistant", "user"],
+            ["assistant", "user", "system"],
+        ]
     )
     return [{"role": role, "content": text() if rng.random() < 0.3 else items()} for role in roles]
 
 
-def test_rendered_chat_equals_the_official_template_and_its_ids_the_reference(official, ours, theirs, amount):
+def test_rendered_chat_equals_the_official_template_and_its_ids_the_reference(
+    official, ours, theirs, amount
+):
     rng = random.Random(3)
     for _ in range(amount(80, 300)):
         conversation = random_conversation(rng)
@@ -388,9 +466,11 @@ def test_rendered_chat_equals_the_official_template_and_its_ids_the_reference(of
         expected = theirs.apply_chat_template(conversation, tokenize=False, **options)
         assert ours.apply_chat_template(conversation, **options) == expected
         ids = theirs(expected)["input_ids"]
-        assert ours.encode(P.render(conversation, **options)) == ids
+        assert ours.encode(P.render(P.parse_conversation(conversation), **options)) == ids
         pictures = [Image.new("RGB", (56, 56))] * expected.count("<|image_pad|>")
-        clips = [[Image.new("RGB", (360, 280))] * 4] * expected.count("<|video_pad|>")  # 2 x 10 x 13 tokens
+        clips = [[Image.new("RGB", (360, 280))] * 4] * expected.count(
+            "<|video_pad|>"
+        )  # 2 x 10 x 13 tokens
         filled = expected.replace("<|image_pad|>", "<|image_pad|>" * 4)
         filled = filled.replace("<|video_pad|>", "<|video_pad|>" * 260)
         if len(pictures) + len(clips) < 5:
@@ -403,51 +483,69 @@ def test_ids_of_rendered_chats_equal_the_reference_tokenizer(ours, theirs):
     for _ in range(80):
         conversation = random_conversation(rng)
         rendered = ours.apply_chat_template(conversation, add_generation_prompt=True)
-        assert ours.encode(P.render(conversation, True)) == theirs(rendered)["input_ids"]
+        assert (
+            ours.encode(P.render(P.parse_conversation(conversation), True))
+            == theirs(rendered)["input_ids"]
+        )
 
 
 def test_the_documentations_two_outputs(ours):
     conversation = say({"type": "image"}, "Hello, how are you?")
-    conversation += say("I'm doing well, thank you for asking. How can I assist you today?", role="assistant")
+    conversation += say(
+        "I'm doing well, thank you for asking. How can I assist you today?", role="assistant"
+    )
     conversation[1]["content"] = conversation[1]["content"][0]["text"]
-    conversation += say("Can you describe these images and video?", {"type": "image"}, {"type": "image"})
-    conversation[2]["content"] += [{"type": "video"}, {"type": "text", "text": "These are from my vacation."}]
-    slot, clip_slot = (
+    conversation += say(
+        "Can you describe these images and video?", {"type": "image"}, {"type": "image"}
+    )
+    conversation[2]["content"] += [
+        {"type": "video"},
+        {"type": "text", "text": "These are from my vacation."},
+    ]
+    image, video = (
         "<|vision_start|><|image_pad|><|vision_end|>",
         "<|vision_start|><|video_pad|><|vision_end|>",
     )
     head = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    middle = "Hello, how are you?<|im_end|>\n<|im_start|>assistant\nI'm doing well, thank you for asking. "
-    middle += (
-        "How can I assist you today?<|im_end|>\n<|im_start|>user\nCan you describe these images and video?"
-    )
+    middle = "Hello, how are you?<|im_end|>\n<|im_start|>assistant\n"
+    middle += "I'm doing well, thank you for asking. How can I assist you today?<|im_end|>\n"
+    middle += "<|im_start|>user\nCan you describe these images and video?"
     tail = "These are from my vacation.<|im_end|>\n<|im_start|>assistant\n"
     plain = ours.apply_chat_template(conversation, add_generation_prompt=True)
-    assert plain == head + slot + middle + slot + slot + clip_slot + tail
-    numbered = ours.apply_chat_template(conversation, add_generation_prompt=True, add_vision_id=True)
-    expected = f"{head}Picture 1: {slot}{middle}Picture 2: {slot}Picture 3: {slot}Video 1: {clip_slot}{tail}"
+    assert plain == head + image + middle + image + image + video + tail
+    numbered = ours.apply_chat_template(
+        conversation, add_generation_prompt=True, add_vision_id=True
+    )
+    expected = f"{head}Picture 1: {image}{middle}Picture 2: {image}"
+    expected += f"Picture 3: {image}Video 1: {video}{tail}"
     assert numbered == expected
 
 
 def test_control_tokens_in_user_text_are_text(ours, theirs):
-    """Never a control id; turns and slots unchanged; decodes back to the same text."""
+    """Never a control id; turns and placeholders unchanged; decodes back to the same text."""
     rng = random.Random(4)
     special = {theirs.convert_tokens_to_ids(token) for token in CONTROL}
     for _ in range(60):
         words = [*CONTROL, "<|im_", "end|>", "hi ", "\n", "你好"]
         nasty = "".join(rng.choices(words, k=6))
         cut = rng.randrange(len(nasty) + 1)
-        conversation = say(nasty[:cut], nasty[cut:], {"type": "image", "image": Image.new("RGB", (56, 56))})
+        conversation = say(
+            nasty[:cut], nasty[cut:], {"type": "image", "image": Image.new("RGB", (56, 56))}
+        )
         ids = ours.apply_chat_template(conversation, tokenize=True)[0].tolist()
         plain = theirs(ours.apply_chat_template(say("x", {"type": "image"})))["input_ids"]
         for token in CONTROL:
-            times = plain.count(theirs.convert_tokens_to_ids(token)) * (4 if token == "<|image_pad|>" else 1)
+            times = plain.count(theirs.convert_tokens_to_ids(token)) * (
+                4 if token == "<|image_pad|>" else 1
+            )
             assert ids.count(theirs.convert_tokens_to_ids(token)) == times, (nasty, token)
         inner = [i for i in ids if i not in special]
         frame = "system\nYou are a helpful assistant.\nuser\n"
         assert theirs.decode(inner) == f"{frame}{nasty}\n", nasty
     trusted = ours(text="<|im_start|>user\n<|im_end|>").input_ids[0].tolist()
-    assert trusted == theirs("<|im_start|>user\n<|im_end|>")["input_ids"], "a rendered string is trusted"
+    assert trusted == theirs("<|im_start|>user\n<|im_end|>")["input_ids"], (
+        "a rendered string is trusted"
+    )
 
 
 def test_grounding_tokens_in_text_are_tokens(ours, theirs):
@@ -458,19 +556,22 @@ def test_grounding_tokens_in_text_are_tokens(ours, theirs):
     split = say(
         "<|box_st", "art|>"
     )  # two items, one token: as in the reference, which sees the joined string
-    assert ours.encode(P.render(split)) == theirs(ours.apply_chat_template(split))["input_ids"]
+    assert (
+        ours.encode(P.render(P.parse_conversation(split)))
+        == theirs(ours.apply_chat_template(split))["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("given", [0, 1, 3])
-def test_more_or_fewer_pictures_than_slots_is_an_error_with_both_counts(ours, given):
+def test_more_or_fewer_images_than_placeholders_is_an_error_with_both_counts(ours, given):
     text = "<|vision_start|><|image_pad|><|vision_end|>" * 2
     with pytest.raises(ValueError) as error:
         ours(text=[text], images=[Image.new("RGB", (28, 28))] * given or None)
-    assert str(error.value) == f"image slots in the prompt: 2, images given: {given}"
+    assert str(error.value) == f"image placeholders in the prompt: 2, images given: {given}"
 
 
-def test_a_video_slot_wants_a_video(ours):
-    with pytest.raises(ValueError, match="video slots in the prompt: 0, videos given: 1"):
+def test_a_video_placeholder_needs_a_video(ours):
+    with pytest.raises(ValueError, match="video placeholders in the prompt: 0, videos given: 1"):
         ours(text="hi", videos=[[Image.new("RGB", (28, 28))] * 2])
     with pytest.raises(ValueError, match="no source"):
         ours.apply_chat_template(say({"type": "image"}), tokenize=True)
@@ -500,41 +601,59 @@ def test_misshapen_conversations_are_one_line_errors(ours, conversation):
 
 
 def test_a_prompt_past_the_models_reach_names_both_numbers_and_what_is_cheaper(ours):
-    for wrong in (ours.longest, 2 * ours.longest):
-        message = rf"{wrong + 1} tokens.*at most {ours.longest}: lower max_pixels, fps or nframes"
+    for wrong in (ours.max_tokens, 2 * ours.max_tokens):
+        message = (
+            rf"{wrong + 1} tokens.*at most {ours.max_tokens}: lower max_pixels, fps or nframes"
+        )
         with pytest.raises(ValueError, match=message):
             ours("<|im_end|>" * (wrong + 1))
-    assert ours("<|im_end|>" * ours.longest).input_ids.shape == (1, ours.longest)
+    assert ours("<|im_end|>" * ours.max_tokens).input_ids.shape == (1, ours.max_tokens)
 
 
-# ---------------------------------------------------------------- batches, decoding, loading
+# --------------------------------------------------------------------- batches, decoding, loading
 
 
 def test_lists_are_left_padded_unasked_and_rows_equal_single_ones(ours):
     picture, frames = noise(56, 56), [noise(60, 60, i) for i in range(3)]
     talks = [say({"type": "image", "image": picture}, "one"), say("two words and more")]
-    talks += [say({"type": "video", "video": frames}, {"type": "image", "image": noise(84, 84)}, "all")]
-    run = partial(ours.apply_chat_template, tokenize=True, return_dict=True, add_generation_prompt=True)
+    talks += [
+        say({"type": "video", "video": frames}, {"type": "image", "image": noise(84, 84)}, "all")
+    ]
+    run = partial(
+        ours.apply_chat_template, tokenize=True, return_dict=True, add_generation_prompt=True
+    )
     batch, singles = run(talks), [run(talk) for talk in talks]
     for row, mask, single in zip(batch.input_ids, batch.attention_mask, singles, strict=True):
         n = single.input_ids.shape[1]
-        assert torch.equal(row[-n:], single.input_ids[0]) and mask.tolist() == [0] * (len(row) - n) + [1] * n
+        assert (
+            torch.equal(row[-n:], single.input_ids[0])
+            and mask.tolist() == [0] * (len(row) - n) + [1] * n
+        )
         assert row[:-n].eq(ours.pad_token_id).all()
     for key in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
-        assert torch.equal(batch[key], torch.cat([single[key] for single in singles if key in single]))
+        assert torch.equal(
+            batch[key], torch.cat([single[key] for single in singles if key in single])
+        )
     assert set(singles[1]) == {"input_ids", "attention_mask"}
     assert torch.equal(run(talks, return_dict=False), batch.input_ids)
 
 
 def test_the_same_batch_comes_from_messages_and_from_rendered_strings(ours):
     pictures, frames = [noise(56, 84), noise(84, 56)], [noise(60, 60, i) for i in range(4)]
-    talks = [say({"type": "image", "image": pictures[0]}, "a"), say("b", {"type": "video", "video": frames})]
+    talks = [
+        say({"type": "image", "image": pictures[0]}, "a"),
+        say("b", {"type": "video", "video": frames}),
+    ]
     talks[1] += say({"type": "image", "image": pictures[1]})
     texts = ours.apply_chat_template(talks, add_generation_prompt=True)
-    expected = ours.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True)
+    expected = ours.apply_chat_template(
+        talks, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     for images in (pictures, [[pictures[0]], [pictures[1]]]):
         got = ours(text=texts, images=images, videos=[frames], padding=True, return_tensors="pt")
-        assert set(got) == set(expected) and all(torch.equal(got[key], expected[key]) for key in got)
+        assert set(got) == set(expected) and all(
+            torch.equal(got[key], expected[key]) for key in got
+        )
     for options in ({"padding": False}, {"return_tensors": "np"}):
         with pytest.raises(ValueError, match=r"padding=.*return_tensors="):
             ours(text=["a", "a b c"], **options)
@@ -545,7 +664,10 @@ def test_a_batch_is_a_mapping_that_moves(ours):
     assert batch.input_ids is batch["input_ids"] and {**batch}.keys() == batch.keys()
     moved = batch.to("meta")
     assert moved.pixel_values.is_meta and moved.pixel_values.dtype == torch.float32
-    assert moved.input_ids.is_meta and moved.input_ids.dtype == moved.attention_mask.dtype == torch.int64
+    assert (
+        moved.input_ids.is_meta
+        and moved.input_ids.dtype == moved.attention_mask.dtype == torch.int64
+    )
     with pytest.raises(AttributeError, match="labels"):
         _ = batch.labels
 
@@ -571,7 +693,9 @@ def test_emoji_and_cjk_stream_whole(ours, theirs):
         text = "".join(rng.choices([*TEXTS, "🦄", "🫠", "𠜎", "龘", *GROUNDING], k=8))
         ids, stream = theirs(text)["input_ids"], ours.text_stream()
         pieces = [stream.push(i) for i in [*ids, ours.eos_token_id, ours.pad_token_id]]
-        assert "".join(pieces) == theirs.decode(ids) and not any("\ufffd" in piece for piece in pieces)
+        assert "".join(pieces) == theirs.decode(ids) and not any(
+            "\ufffd" in piece for piece in pieces
+        )
         assert stream.finish() == ""
     ids = theirs("🫠")["input_ids"]
     assert len(ids) >= 3
@@ -582,22 +706,34 @@ def test_emoji_and_cjk_stream_whole(ours, theirs):
     assert ours.text_stream().push(len(theirs) + 50) == "\ufffd", "an id without a token"
 
 
-def test_vision_tokens_that_stand_only_in_tokenizer_config_are_found(checkpoint, ours, theirs, tmp_path):
+def test_vision_tokens_that_stand_only_in_tokenizer_config_are_found(
+    checkpoint, ours, theirs, tmp_path
+):
     """The real repositories' tokenizer.json lacks some of them."""
     for path in checkpoint.iterdir():
         shutil.copyfile(path, tmp_path / path.name)
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     first = theirs.convert_tokens_to_ids("<|vision_start|>")
     moved = [token for token in tokenizer["added_tokens"] if token["id"] >= first]
-    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < first]
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["id"] < first
+    ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config["added_tokens_decoder"] = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in moved}
+    config["added_tokens_decoder"] = {
+        str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in moved
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     loaded = Qwen2VLProcessor.from_pretrained(tmp_path)
-    assert (loaded.image_token_id, loaded.video_token_id) == (ours.image_token_id, ours.video_token_id)
+    assert (loaded.image_token_id, loaded.video_token_id) == (
+        ours.image_token_id,
+        ours.video_token_id,
+    )
     talk = say({"type": "image"}, "hi")
-    assert loaded.encode(P.render(talk)) == theirs(loaded.apply_chat_template(talk))["input_ids"]
+    assert (
+        loaded.encode(P.render(P.parse_conversation(talk)))
+        == theirs(loaded.apply_chat_template(talk))["input_ids"]
+    )
 
 
 def test_a_tokenizer_without_vision_tokens_is_refused(checkpoint):

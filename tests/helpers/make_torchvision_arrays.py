@@ -29,12 +29,8 @@ for name in ("nms", "qnms"):
     OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import transformers  # noqa: E402
-from transformers.models.qwen2_vl.image_processing_qwen2_vl_fast import (  # noqa: E402
-    Qwen2VLImageProcessorFast,
-)
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import (  # noqa: E402
-    Qwen2VLVideoProcessor,
-)
+from transformers.models.qwen2_vl.image_processing_qwen2_vl_fast import Qwen2VLImageProcessorFast  # noqa: E402
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor  # noqa: E402
 
 
 def process(case: Case, kind: str) -> tuple[torch.Tensor, torch.Tensor]:

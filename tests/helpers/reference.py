@@ -1,8 +1,9 @@
-"""Random small models, ours and the reference's with the same weights, and random inputs for both.
+"""Random small models, ours and the reference's with the same weights, and random inputs for
+both.
 
-The reference is transformers 4.57.6. Weights have standard deviation 1/sqrt(fan_in), and biases are
-not zero: with the 0.02 that the reference itself initialises with, a small model hardly reacts to
-positions, and comparing logits proves little.
+The reference is transformers 4.57.6. Weights have standard deviation 1/sqrt(fan_in), and biases
+are not zero: with the 0.02 that the reference itself initialises with, a small model hardly
+reacts to positions, and comparing logits proves little.
 """
 
 import copy
@@ -23,7 +24,7 @@ TOLERANCE = 1e-5  # max |ours - reference| / max |reference|, float32
 KINDS = ("text", "image", "images", "video", "mixed batch")
 
 
-# ----------------------------------------------------------------------------------- models
+# ----------------------------------------------------------------------------------------- models
 
 
 def random_config(seed: int, tied: bool = False) -> dict:
@@ -108,7 +109,7 @@ def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return official
 
 
-# ----------------------------------------------------------------------------------- inputs
+# ----------------------------------------------------------------------------------------- inputs
 
 
 @dataclass
@@ -123,7 +124,9 @@ class Row:
 def random_row(
     rng: random.Random, config: Qwen2VLConfig, media: list[str], longest: int = 4
 ) -> Row:
-    """Text and, in this order, the `media`, each between its markers; videos of t up to `longest`."""
+    """Text and, in this order, the `media`, each between its markers; videos of t up to
+    `longest`.
+    """
     row = Row([], [], [])
 
     def add_text(least: int) -> None:
@@ -170,10 +173,7 @@ def collate(rows: list[Row], config: Qwen2VLConfig, seed: int) -> dict[str, Tens
         missing = length - len(row.ids)
         input_ids.append([config.bos_token_id] * missing + row.ids)
         attention_mask.append([0] * missing + [1] * len(row.ids))
-    inputs = {
-        "input_ids": torch.tensor(input_ids),
-        "attention_mask": torch.tensor(attention_mask),
-    }
+    inputs = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(attention_mask)}
 
     images = [grid for row in rows for grid in row.images]
     videos = [grid for row in rows for grid in row.videos]
@@ -222,7 +222,7 @@ def random_inputs(config: Qwen2VLConfig, kind: str, seed: int) -> dict[str, Tens
     return collate(random_rows(random.Random(seed), config, kind), config, seed)
 
 
-# ----------------------------------------------------------------------------------- errors
+# ----------------------------------------------------------------------------------------- errors
 
 
 def error(ours: Tensor, reference: Tensor) -> float:

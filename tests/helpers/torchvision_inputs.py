@@ -1,7 +1,7 @@
 """Images, videos and lengths of videos for the comparison with torchvision.
 
-They are the same on every machine: drawn with whole numbers and Python's own generator only, since
-NumPy's streams and the last bit of a sine may change.
+They are the same on every machine: drawn with whole numbers and Python's own generator only,
+since NumPy's streams and the last bit of a sine may change.
 """
 
 import random
@@ -36,7 +36,9 @@ class Case:
 
 
 def draw(height: int, width: int, seed: int) -> Image.Image:
-    """Smooth waves under noise, and squares of pure black and white, which make bicubic overshoot."""
+    """Smooth waves under noise, and squares of pure black and white, which make bicubic
+    overshoot.
+    """
     rng = random.Random(seed)
     y, x, c = np.ogrid[:height, :width, :3]
     phase = rng.randrange(512)
