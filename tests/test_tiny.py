@@ -597,10 +597,11 @@ def test_training_learns_stops_and_goes_on(tmp_path, blank_folder, workers):
     """The loss falls within six steps; a second call goes on where the first stopped."""
     out = tmp_path / "checkpoint"
     shutil.copytree(blank_folder, out)
-    # One layer each is enough here, and fast on any machine.
+    # A smaller model is enough here, and fast on any machine.
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["num_hidden_layers"] = 1
-    config["vision_config"]["depth"] = 1
+    config["intermediate_size"] = 64
+    config["vision_config"].update(depth=1, embed_dim=64, num_heads=2)
     (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
     settings = train.Settings(out, steps=6, workers=workers, measurements=1)
     train.train(replace(settings, stop_at=0.5))
