@@ -102,6 +102,7 @@ def download(repository: str, weights: bool) -> Path:
 
 def read_json(folder: Path, filename: str, optional: bool = False) -> dict:
     """Read one JSON object from a folder; a missing file is an error, or {} if it is optional."""
+    # Many files are there in some versions of a repository only.
     file = folder / filename
     if not file.is_file():
         if optional:
@@ -210,6 +211,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def checkpoint_dtype(config: dict, folder: Path, dtype: str | torch.dtype) -> torch.dtype:
     """Return the dtype asked for; "auto" is that of the config, or else that of the weights."""
+    # The config may name a dtype in which the weights are not stored.
     wanted: object = dtype
     if dtype == "auto":
         wanted = config.get("torch_dtype") or stored_dtype(folder)
@@ -321,6 +323,7 @@ def read_weights(
     tensors that do not match, before any is read. On the CPU, a tensor in its stored dtype is
     memory-mapped: its bytes are read from the file when they are first used.
     """
+    # All tensors must match before the first is read.
     headers = tensor_headers(folder)
     for name in ignored:
         headers.pop(name, None)
@@ -331,6 +334,7 @@ def read_weights(
     with progress:
         for file in files:
             names = [name for name, header in headers.items() if header.file == file]
+            # The file stays mapped as long as one of its tensors is in use.
             with safe_open(file, framework="pt") as weights:
                 for name in names:
                     yield name, weights.get_tensor(name).to(device, dtype)
@@ -377,6 +381,7 @@ def save_checkpoint(
         shard = {name: tensors[name].detach().contiguous() for name in names}  # as save_file needs
         save_file(shard, folder / f"{filename}.partial", metadata={"format": "pt"})
 
+    # The index of the shards, the generation config and the config.
     json_files = {}
     if split.is_sharded:
         json_files[INDEX] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -1266,17 +1266,15 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         """One pass. Nothing stays on the model: the caller keeps cache and rope_deltas.
 
         input_ids: (B, T), or inputs_embeds: (B, T, D) with images already in place;
-        attention_mask: (B, S), 0 for padding; pixel values: (patches, 1176) and grids
-        (images, 3) in prompt order over the batch; position_ids: (3, B, T), else computed
-        from input_ids or, if the cache holds tokens, from rope_deltas (B, 1); labels: (B,
-        T), -100 for no loss; logits_to_keep: how many of the last positions get logits, 0
-        for all.
+        attention_mask: (B, S), 0 for padding; pixel values: (patches, 1176), grids: (images, 3),
+        in prompt order over the batch; position_ids: (3, B, T), else computed from input_ids or,
+        if the cache holds tokens, from rope_deltas (B, 1); labels: (B, T), -100 for no loss;
+        logits_to_keep: how many of the last positions get logits, 0 for all.
         """
         if labels is not None and logits_to_keep:
             raise ValueError(f"labels need all logits, logits_to_keep is {logits_to_keep}")
 
-        # Embeddings of tokens, with features of images and videos in place of their
-        # placeholders.
+        # Embeddings of tokens, with features of images in place of their placeholders.
         if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed(
                 input_ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
