@@ -190,8 +190,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file} can't be read as a tokenizer: {error}") from error
 
-    # add_tokens leaves known tokens as they are and gives new ones the next free ids: in order of
-    # the stated ids each gets its own.
+    # add_tokens skips tokens it knows and gives each new one the next free id. So they are added in
+    # the order of their stated ids, and checked afterwards.
     stated = read_json(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
     tokens = {}
     for token_id in sorted(int(key) for key in stated):
@@ -368,9 +368,9 @@ def save_checkpoint(
 ) -> None:
     """Write config, weights (by name) and generation config in the official layout.
 
-    Every file is written as NAME.partial, and renamed when all are complete: first the weights,
-    then, when weights of an earlier save are deleted, the config. So a crash leaves no half file,
-    and never the old weights with the new config.
+    Every file is written as NAME.partial. When all are complete the weights are renamed, those of
+    an earlier save are deleted, and the config is renamed last. So a crash leaves no half file, and
+    never the old weights with the new config.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -403,7 +403,7 @@ def save_checkpoint(
     older = {SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))}
     for filename in older - set(weight_files):
         (folder / filename).unlink(missing_ok=True)
-    for leftover in folder.glob("model*.safetensors.partial"):
+    for leftover in folder.glob("model*.partial"):
         leftover.unlink()
 
     for filename in json_files:

@@ -63,7 +63,7 @@ class BatchFeature(dict[str, Tensor]):
 MEDIA_OPTIONS = (
     "min_pixels",  # of an image or a frame; smaller ones are enlarged
     "max_pixels",  # of an image or a frame; larger ones are shrunk
-    "total_pixels",  # of all frames of a video together
+    "total_pixels",  # of a video, counted once for each pair of frames
     "resized_height",  # a size of one's own choice, in pixels
     "resized_width",
     "fps",  # how many frames a second of a video to look at
@@ -696,7 +696,8 @@ class Qwen2VLProcessor:
         self.tokenizer = tokenizer
         self.video_defaults = video_defaults
         self.max_tokens = max_tokens
-        tokenizer.encode_special_tokens = True  # as plain text, that is
+        # The library's name misleads: with True a "<|im_end|>" in a string is ordinary text.
+        tokenizer.encode_special_tokens = True
 
         # Ids of the control tokens, by their text.
         added_tokens = tokenizer.get_added_tokens_decoder()
