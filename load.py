@@ -381,31 +381,31 @@ def save_checkpoint(
         shard = {name: tensors[name].detach().contiguous() for name in names}  # as save_file needs
         save_file(shard, folder / f"{filename}.partial", metadata={"format": "pt"})
 
-    # The index of the shards, the generation config and the config.
-    json_files = {}
+    weight_files = list(split.filename_to_tensors)
     if split.is_sharded:
-        json_files[INDEX] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    if generation_config is not None:
-        json_files["generation_config.json"] = generation_config
-    json_files["config.json"] = config
-    for filename, content in json_files.items():
-        text = json.dumps(content, indent=2) + "\n"
-        (folder / f"{filename}.partial").write_text(text, encoding="utf-8")
-
-    # The index is one of the JSON files, but renamed with the weights.
-    weight_files = [*split.filename_to_tensors]
-    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / f"{INDEX}.partial", index)
         weight_files.append(INDEX)
+
+    config_files = []
+    if generation_config is not None:
+        write_json(folder / "generation_config.json.partial", generation_config)
+        config_files.append("generation_config.json")
+    write_json(folder / "config.json.partial", config)
+    config_files.append("config.json")
+
+    # Everything is on the disk. Rename the weights, then delete what earlier saves have left.
     for filename in weight_files:
         os.replace(folder / f"{filename}.partial", folder / filename)
-
-    # What earlier saves have left, finished or not.
     older = {SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))}
     for filename in older - set(weight_files):
         (folder / filename).unlink(missing_ok=True)
     for leftover in folder.glob("model*.partial"):
         leftover.unlink()
+    for filename in config_files:
+        os.replace(folder / f"{filename}.partial", folder / filename)
 
-    for filename in json_files:
-        if filename not in weight_files:
-            os.replace(folder / f"{filename}.partial", folder / filename)
+
+def write_json(file: Path, content: dict) -> None:
+    """Write a JSON object as the official files are laid out."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

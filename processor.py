@@ -203,8 +203,7 @@ def patchify(
     needs: pair of frames, square of 2 x 2 patches, patch in the square. The values of a
     patch come in the order of the Conv3d weight: channel, frame, row, column.
     """
-    # Repeat the last frame until the patches are full. -n % k is what n lacks to a multiple
-    # of k.
+    # Repeat the last frame until the patches are full. -n % k is what n lacks to a multiple of k.
     missing = -len(frames) % temporal_patch_size
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])

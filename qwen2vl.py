@@ -107,8 +107,7 @@ class Qwen2VLConfig:
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
 
-        # A config.json has more entries than these; the others are not needed to run the
-        # model.
+        # A config.json has more entries than these; the others are not needed to run the model.
         flat["vision_config"] = VisionConfig(
             **{f.name: vision[f.name] for f in fields(VisionConfig)}
         )
@@ -186,8 +185,10 @@ class AttentionMask:
     """
 
     causal: bool = False  # a query attends to its own position and to those before it
-    key_padding_mask: Tensor | None = None  # (B, S), False for padding; None without padding
-    dense: Tensor | None = None  # (B, 1, T, S), True where a query attends to a key; None as well
+    # (B, S), False for padding; None without padding.
+    key_padding_mask: Tensor | None = None
+    # (B, 1, T, S), True where a query attends to a key; None without padding.
+    dense: Tensor | None = None
 
     @classmethod
     def for_decoder(
@@ -270,9 +271,8 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tup
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """PyTorch's fused attention, which never stores the T x S scores: (B, H, T, d)."""
     num_queries, num_keys = q.shape[2], k.shape[2]
-    # is_causal puts its triangle at the top left, where it belongs only if T = S. On MPS it
-    # is never used: in half precision it lets a query see the future (pytorch issue
-    # 195910).
+    # is_causal puts its triangle at the top left, where it belongs only if T = S. On MPS it is
+    # never used: in half precision it lets a query see the future (pytorch issue 195910).
     builtin_triangle_fits = num_queries == num_keys and q.device.type != "mps"
     is_causal = mask.causal and mask.dense is None and builtin_triangle_fits
     attn_mask = None if is_causal else mask.to_dense(num_queries, num_keys, q.device)
@@ -301,14 +301,16 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> T
         dense = None if mask.dense is None else mask.dense[b]  # (1, T, S)
         for i in range(num_kv_heads):
             heads = slice(i * group, (i + 1) * group)
-            out[b, heads] = attend_group(q[b, heads], k[b, i], v[b, i], dense, mask.causal)
+            attend_group(out[b, heads], q[b, heads], k[b, i], v[b, i], dense, mask.causal)
     return out
 
 
-def attend_group(q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None, causal: bool) -> Tensor:
-    """Attention of heads q (heads, T, d) that share keys and values (S, d): (heads, T, d).
+def attend_group(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None, causal: bool
+) -> None:
+    """Write to out (heads, T, d) the attention of heads q that share keys and values (S, d).
 
-    dense: (1, T, S) or None, as in AttentionMask.
+    q: (heads, T, d); dense: (1, T, S) or None, as in AttentionMask.
     """
     num_heads, num_queries, _ = q.shape
     num_keys = len(k)
@@ -316,21 +318,18 @@ def attend_group(q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None, causal: 
     rows = max(MIN_CHUNK_ROWS, CHUNK_SCORES // num_keys)
     chunk_size = max(1, rows // num_heads)  # queries of each head, at least one
 
-    chunks = []
     for start in range(0, num_queries, chunk_size):
         stop = min(start + chunk_size, num_queries)
+        chunk = q[:, start:stop]
         if dense is not None:
-            chunk = attend_chunk(q[:, start:stop], k, v, dense[:, start:stop])
+            out[:, start:stop] = attend_chunk(chunk, k, v, dense[:, start:stop])
         elif causal:
-            # Keys after the last query of the chunk are masked for all of it: leave them
-            # out.
+            # Keys after the last query of the chunk are masked for all of it: leave them out.
             visible_keys = num_keys - num_queries + stop
             triangle = causal_triangle(stop - start, visible_keys, q.device)
-            chunk = attend_chunk(q[:, start:stop], k[:visible_keys], v[:visible_keys], triangle)
+            out[:, start:stop] = attend_chunk(chunk, k[:visible_keys], v[:visible_keys], triangle)
         else:
-            chunk = attend_chunk(q[:, start:stop], k, v, None)
-        chunks.append(chunk)
-    return torch.cat(chunks, dim=1)
+            out[:, start:stop] = attend_chunk(chunk, k, v, None)
 
 
 def attend_chunk(q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None) -> Tensor:
@@ -494,9 +493,7 @@ class VisionTransformer(nn.Module):
     def encode(
         self, pixels: Tensor, t: int, h: int, w: int, implementation: str = "sdpa"
     ) -> Tensor:
-        """One image (t = 1) or video: (t * h * w, 1176) to (t * h * w / 4, D of the
-        decoder).
-        """
+        """One image (t = 1) or video: patches (t * h * w, 1176) to features (t * h * w / 4, D)."""
         x = self.patch_embed(pixels).view(t, h * w, -1)  # (t, P, D)
         # Time takes no part, so all frames share one table.
         cos, sin = self.rotary_table(h, w, x.device)
@@ -580,8 +577,7 @@ def get_rope_index(
 def check_placeholders(
     tokens: list[int], grids: dict[int, deque[list[int]]], merge_size: int, b: int
 ) -> None:
-    """ValueError unless the placeholders in prompt b are as many as its images and videos
-    need.
+    """ValueError unless prompt b has the placeholders that its images and videos need.
 
     Those of one image or video must follow one another.
     """
@@ -618,8 +614,7 @@ def prompt_positions(
     positions: list[tuple[int, int, int]] = []
     start = 0  # the next free position
     while len(positions) < len(tokens):
-        # The next token is text, which counts like an image of a single token, or a
-        # placeholder.
+        # The next token is text, which counts like an image of a single token, or a placeholder.
         token = tokens[len(positions)]
         t, h, w = 1, 1, 1
         if token in grids:
@@ -721,13 +716,9 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, D) to (B, T, D), and the attention weights (B, H, T, S) of "eager"."""
-        q = self.split_heads(self.q_proj(x))  # (B, H, T, d)
-        k = self.split_heads(self.k_proj(x))  # (B, K, T, d)
+        q = self.rotated_heads(self.q_proj(x), cos, sin)  # (B, H, T, d)
+        k = self.rotated_heads(self.k_proj(x), cos, sin)  # (B, K, T, d)
         v = self.split_heads(self.v_proj(x))  # (B, K, T, d)
-
-        # In the dtype of x, unlike the vision transformer: as the reference does.
-        q = apply_rotary_emb(q, cos, sin)
-        k = apply_rotary_emb(k, cos, sin)
 
         # Keys are cached after their rotation: a token's position never changes.
         if cache is not None:
@@ -738,6 +729,11 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, T, heads * d) to (B, heads, T, d)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def rotated_heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys (B, T, heads * d) to (B, heads, T, d), rotated by their positions."""
+        # In the dtype of x, unlike the vision transformer: as the reference does.
+        return apply_rotary_emb(self.split_heads(x), cos, sin)
 
 
 class MLP(nn.Module):
@@ -842,8 +838,7 @@ class Qwen2VLModel(nn.Module):
             if attentions is not None:
                 attentions.append(weights)
 
-        # After the last layer, since each layer writes its keys and values from this length
-        # on.
+        # After the last layer, since each layer writes its keys and values from this length on.
         if past_key_values is not None:
             past_key_values.length += length
         x = self.norm(x)
@@ -893,8 +888,7 @@ class Sampling:
 
     @classmethod
     def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
-        """The settings chosen by the caller (None: not chosen), or else those of
-        `defaults`.
+        """The settings chosen by the caller (None: not chosen), or else the defaults.
 
         defaults: the content of generation_config.json.
         """
@@ -1000,8 +994,7 @@ def next_token(
 
 
 class PlainStep:
-    """Run one token of each row through the model: tokens (B,) to the next logits (B,
-    vocabulary).
+    """Run one token of each row through the model: (B,) to logits (B, vocabulary).
 
     The token's keys and values go into the cache. compiled.CompiledStep does the same,
     faster.
@@ -1022,8 +1015,7 @@ class PlainStep:
     def __call__(self, token: Tensor) -> Tensor:
         if self.attention_mask is not None:  # the new column is no padding
             self.attention_mask = F.pad(self.attention_mask, (0, 1), value=1)
-        # Embedded here: if the model writes a placeholder token, forward would want an
-        # image.
+        # Embedded here: if the model writes a placeholder token, forward would want an image.
         embeds = self.model.model.embed_tokens(token[:, None])  # (B, 1, D)
         out = self.model(
             inputs_embeds=embeds,
@@ -1079,9 +1071,7 @@ class Qwen2VLOutput:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of labels (B, T) under logits (B, T, vocabulary); -100 is no
-    label.
-    """
+    """Mean cross entropy of labels (B, T) under logits (B, T, vocabulary), without -100."""
     # The logits at position i predict the token at position i + 1.
     predictions = logits[:, :-1].flatten(0, 1).float()
     return F.cross_entropy(predictions, labels[:, 1:].flatten(), ignore_index=-100)
@@ -1174,9 +1164,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         """
         module_path, _, name = path.rpartition(".")
         module = self.get_submodule(module_path)
-        # Until now the parameter was on the meta device, without values. A bias may come
-        # before the weight, and is taken over by the quantized layer, or after it, and is
-        # set on that.
+        # Until now the parameter was on the meta device, without values. A bias may come before
+        # the weight, and is taken over by the quantized layer, or after it, and is set on that.
         setattr(module, name, nn.Parameter(tensor))
         if int8 and name == "weight":
             parent_path, _, child = module_path.rpartition(".")
@@ -1242,8 +1231,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             raise ValueError(
                 f"the prompt has {expected} {kind} tokens, the {kind}s give {len(features)}"
             )
-        # (B, T, 1) covers all D values. The i-th placeholder of the batch gets the i-th
-        # feature.
+        # (B, T, 1) covers all D values. The i-th placeholder of the batch gets the i-th feature.
         return embeds.masked_scatter(is_placeholder[..., None], features.to(embeds.dtype))
 
     def forward(
@@ -1385,8 +1373,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         sampling = Sampling.resolve(self.config, self.generation_config, chosen)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
 
-        # The first token comes from one pass over the prompt, the others from one step
-        # each.
+        # The first token comes from one pass over the prompt, the others from one step each.
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         logits, step = self.prefill(input_ids, attention_mask, media, max_new_tokens, compile)
         # On CUDA decode_ahead starts step i + 1 before the host reads token i, so that the
@@ -1407,8 +1394,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         max_new_tokens: int,
         compile: bool,
     ) -> tuple[Tensor, PlainStep | compiled.CompiledStep]:
-        """Read the prompt: logits (B, vocabulary) of the first new token, and the step for
-        more.
+        """Read the prompt: logits (B, vocabulary) of the first new token, and the step for more.
 
         media: pixel values and grids of images, then of videos, as `forward` takes them.
         """
@@ -1445,9 +1431,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         compile: bool = False,
         **unknown: object,
     ) -> Tensor:
-        """The prompt and the new tokens, (B, T + new tokens); takes the arguments of
-        `stream`.
-        """
+        """The prompt and the new tokens, (B, T + new tokens); arguments as in `stream`."""
         refuse_unknown(unknown, self.generate)
         tokens = self.stream(
             input_ids,

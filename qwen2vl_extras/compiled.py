@@ -69,14 +69,6 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """What apply_rotary_emb of qwen2vl.py computes, half by half."""
-    first_half, second_half = x.chunk(2, dim=-1)
-    cos, sin = cos.chunk(2, dim=-1)[0], sin.chunk(2, dim=-1)[0]  # both halves of a table are equal
-    rotated = (first_half * cos - second_half * sin, second_half * cos + first_half * sin)
-    return torch.cat(rotated, dim=-1)
-
-
 def query_attention(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor:
     """Attention of one query as multiply-and-sum in float32, for the compiler to fuse.
 
@@ -107,14 +99,14 @@ def layer_step(
     """
     attn, mlp = layer.self_attn, layer.mlp
     y = layer.input_layernorm(x)
-    q = attn.split_heads(linear(attn.q_proj, y))  # (B, H, 1, d)
-    k = attn.split_heads(linear(attn.k_proj, y))  # (B, K, 1, d)
+    q = attn.rotated_heads(linear(attn.q_proj, y), cos, sin)  # (B, H, 1, d)
+    k = attn.rotated_heads(linear(attn.k_proj, y), cos, sin)  # (B, K, 1, d)
     v = attn.split_heads(linear(attn.v_proj, y))
 
     # The new keys and values go into their column of the cache.
-    keys.index_copy_(2, column, rotate(k, cos, sin))
+    keys.index_copy_(2, column, k)
     values.index_copy_(2, column, v)
-    attended = query_attention(rotate(q, cos, sin), keys, values, is_filled)  # (B, H, 1, d)
+    attended = query_attention(q, keys, values, is_filled)  # (B, H, 1, d)
     x = x + linear(attn.o_proj, attended.transpose(1, 2).flatten(2))
 
     y = layer.post_attention_layernorm(x)

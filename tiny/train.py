@@ -44,7 +44,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from load import read_json
-from processor import BatchFeature, Qwen2VLProcessor
+from processor import GROUNDING_TOKENS, BatchFeature, Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration, VisionConfig
 from tiny.evaluate import answer_questions, random_questions
 from tiny.tasks import TASKS, ask, content, show
@@ -55,12 +55,7 @@ SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
+    *GROUNDING_TOKENS,
     "<|vision_start|>",
     "<|vision_end|>",
     "<|vision_pad|>",
