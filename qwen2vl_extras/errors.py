@@ -1,8 +1,9 @@
-"""Errors that more than one file raises, each worded once."""
+"""Errors and notes of more than one file, each worded once."""
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NoReturn
 
 import torch
@@ -16,6 +17,26 @@ def refuse_unknown(unknown: Mapping[str, object], function: Callable[..., object
         raise ValueError(f"{function.__name__} has no argument {name!r}{suggestion(name, known)}")
 
 
+def check_options(
+    given: Mapping[str, object],
+    known: Collection[str],
+    neutral: Mapping[str, Collection[object]],
+    what: str,
+) -> None:
+    """ValueError for the first given option that would be ignored; `what` takes the options.
+
+    known: the options that act. neutral: options of `transformers` that can't act here, each with
+    the values that change nothing, which are taken.
+    """
+    for name, value in given.items():
+        if name in neutral:
+            if value not in neutral[name]:
+                only = " or ".join(repr(one) for one in neutral[name])
+                raise ValueError(f"{what} takes {name}={only} only, not {value!r:.99}")
+        elif name not in known:
+            raise ValueError(f"{what} has no option {name!r}{suggestion(name, known)}")
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the known one most like it, or all."""
     names = list(known)
@@ -23,6 +44,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if similar:
         return f": did you mean {similar[0]!r}?"
     return f": there are {', '.join(names)}"
+
+
+def note(text: str) -> None:
+    """Say something that is no error, in one line: on stderr unless the program logs elsewhere."""
+    logging.getLogger("qwen2vl").warning(text)
 
 
 def raise_not_finite(dtype: torch.dtype) -> NoReturn:
