@@ -29,19 +29,44 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
-from qwen2vl_extras.errors import suggestion
+from qwen2vl_extras.clips import check_metadata, float_frames, frames_of, is_frames, list_videos
+from qwen2vl_extras.errors import shorten
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
-from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
+from qwen2vl_extras.options import (
+    ALL_OPTIONS,
+    IMAGE_OPTIONS,
+    MEDIA_OPTIONS,
+    NEUTRAL_MEDIA,
+    NEUTRAL_TEXT,
+    SOURCE_KEYS,
+    call_options,
+    check_they_act,
+    item_options,
+    kind_of_item,
+    merged,
+    options_of_images,
+    options_of_videos,
+    source_of_item,
+    stated_values,
+)
+from qwen2vl_extras.resize import (
+    concatenate,
+    empty_float32,
+    float_resize,
+    pillow_resize,
+    torch_resize,
+)
 
 Message: TypeAlias = dict  # {"role": "user", "content": a string, or a list of items}
 Item: TypeAlias = dict  # {"type": "text", "text": ...}, {"type": "image", "path": ...}, ...
-Options: TypeAlias = dict  # {"max_pixels": 501760, "fps": 1}: any of MEDIA_OPTIONS
+Options: TypeAlias = dict  # {"max_pixels": 501760, "fps": 1}: any of ALL_OPTIONS
 
 
 class BatchFeature(dict[str, Tensor]):
@@ -59,76 +84,56 @@ class BatchFeature(dict[str, Tensor]):
 
 # ------------------------------------------------------------- options of an image or video
 
-# They may be set for one image or video, in its message item, or for all, in a call.
-MEDIA_OPTIONS = (
-    "min_pixels",  # of an image or a frame; smaller ones are enlarged
-    "max_pixels",  # of an image or a frame; larger ones are shrunk
-    "total_pixels",  # of a video, counted once for each pair of frames
-    "resized_height",  # a size of one's own choice, in pixels
-    "resized_width",
-    "fps",  # how many frames a second of a video to look at
-    "nframes",  # how many frames in all, in place of fps
-    "min_frames",  # limits of what fps gives
-    "max_frames",
-    "video_start",  # the part of a video to look at, in seconds
-    "video_end",
-)
-# Where the source of an item is looked for (a path, URL, PIL image, array), in this order.
-SOURCE_KEYS = {"image": ("path", "url", "image", "image_url"), "video": ("path", "url", "video")}
+# They may be set for one image or video, in its message item, or for all, in a call. Which there
+# are, and what their values may be, says options.MEDIA_OPTIONS.
 
 
-def source_and_options(media: object, kind: str, defaults: Sequence[Options]) -> tuple:
-    """Return the source and the options (a dict) of a message item.
+def source_and_options(
+    media: object, kind: str, defaults: Sequence[Options], options: Options
+) -> tuple:
+    """Return the source of an image or video, and the options (a dict) that hold for it.
 
-    media: the item, or a source alone; kind: "image" or "video". Later defaults override
-    earlier ones, and the item's own options override all of them.
+    media: a message item, or a source alone; kind: "image" or "video". defaults: of files,
+    of which the later override the earlier; options: of the call, which override them. The
+    item's own options override all.
     """
     # A source alone is an item that says nothing else.
-    item = media if isinstance(media, dict) else {kind: media}
-    source = None
-    for key in SOURCE_KEYS[kind]:
-        source = item.get(key)
-        if source is not None:
-            break
-    # OpenAI's form: {"image_url": {"url": ...}}.
-    if isinstance(source, dict):
-        source = source.get("url")
+    item: Item = {kind: media}
+    if isinstance(media, dict) and "bytes" not in media:
+        item = media
+    if item.get("type") is not None and kind_of_item(item) != kind:
+        raise ValueError(f"{shorten(item)} stands where an item of type {kind!r} belongs")
+    source = source_of_item(item, kind)
     if source is None:
         keys = ", ".join(SOURCE_KEYS[kind])
         raise ValueError(f"no source in {shorten(item)}: {kind}s have one of {keys}")
 
-    # A value of None counts as not given.
-    options = {}
-    for given in (*defaults, item):
-        for key in MEDIA_OPTIONS:
-            if given.get(key) is not None:
-                options[key] = given[key]
-    return source, options
+    # What the caller says must act. What files say may be meant for other media.
+    stated = merged([options, item_options(item, kind)])
+    check_they_act(stated, has_frames=kind == "video" and is_frames(source))
+    files = [stated_values(one, MEDIA_OPTIONS) for one in defaults]
+    return source, merged([*files, stated])
 
 
-def shorten(value: object) -> str:
-    """The first 99 characters of what a value looks like, for error messages."""
-    return f"{value!r:.99}"
-
-
-def check_options(padding: bool | str, return_tensors: str, options: Options) -> None:
-    """ValueError for an unknown option, or for a format that is not supported.
+def check_options(padding: bool | str, return_tensors: str, options: Options) -> Options:
+    """The options of a call of the processor that act, checked.
 
     padding, return_tensors: taken because `transformers` has them; rows are always padded
-    to the longest, and tensors are those of PyTorch.
+    to the longest, and tensors are those of PyTorch. ValueError for what is not supported.
     """
     if padding not in (True, "longest") or return_tensors != "pt":
         raise ValueError(
             "only padding=True and return_tensors='pt' are supported: "
             f"got {padding=}, {return_tensors=}"
         )
-    for name in options:
-        if name not in MEDIA_OPTIONS:
-            raise ValueError(f"no option {name!r}{suggestion(name, MEDIA_OPTIONS)}")
+    neutral = {**NEUTRAL_MEDIA, **NEUTRAL_TEXT}
+    return call_options(options, ALL_OPTIONS, neutral, "the processor")
 
 
 def flatten_nested(media: object) -> list:
-    """One image, a list of images, or nested lists of them as one flat list."""
+    """One image, an array (n, ...) of several, or nested lists of them as one flat list."""
+    if isinstance(media, (np.ndarray, Tensor)) and media.ndim == 4:
+        return list(media)
     if not isinstance(media, (list, tuple)):
         return [media]
     flat = []
@@ -153,6 +158,11 @@ def floor_by_factor(number: float, factor: int) -> int:
 def ceil_by_factor(number: float, factor: int) -> int:
     """The smallest multiple of factor that is not below number."""
     return math.ceil(number / factor) * factor
+
+
+# More than any prompt of the family holds. A larger image or video is refused before its memory
+# is taken.
+MAX_MEDIA_TOKENS = 131_072
 
 
 def smart_resize(
@@ -258,22 +268,35 @@ class Qwen2VLImageProcessor:
                     settings[f.name] = stated[f.name]
         return cls(**settings)
 
-    def target_size(self, image: Image.Image, options: Options) -> tuple[int, int]:
-        """The (height, width) to which an image is resized.
+    def target_size(self, height: int, width: int, options: Options) -> tuple[int, int]:
+        """The (height, width) to which an image or frame of the given size is resized.
 
         options: min_pixels and max_pixels; resized_height and resized_width, where they are
         given, take the place of the image's own size.
         """
-        # Its own size, the limits, and the factor: 28 pixels are the side of a token.
-        height, width = image.height, image.width
-        min_pixels, max_pixels = options["min_pixels"], options["max_pixels"]
+        # The factor: 28 pixels are the side of a token.
         factor = self.patch_size * self.merge_size
+        if options.get("do_resize") is False:
+            if height % factor or width % factor:
+                raise ValueError(
+                    f"do_resize=False is for sides that are multiples of {factor}: "
+                    f"got {width} x {height} pixels"
+                )
+            return height, width
         # An explicit size ignores the limits: it is only rounded, to at least one token.
+        min_pixels, max_pixels = options["min_pixels"], options["max_pixels"]
         if "resized_height" in options or "resized_width" in options:
-            height = options.get("resized_height", height)
-            width = options.get("resized_width", width)
-            min_pixels, max_pixels = factor**2, math.inf
-        return smart_resize(height, width, factor, min_pixels, max_pixels)
+            height = max(factor, options.get("resized_height", height))
+            width = max(factor, options.get("resized_width", width))
+            min_pixels, max_pixels = 0, math.inf
+        new_height, new_width = smart_resize(height, width, factor, min_pixels, max_pixels)
+        num_tokens = new_height * new_width // factor**2
+        if num_tokens > MAX_MEDIA_TOKENS:
+            raise ValueError(
+                f"an image resized to {new_width} x {new_height} pixels is {num_tokens} tokens, "
+                f"over {MAX_MEDIA_TOKENS}: lower max_pixels"
+            )
+        return new_height, new_width
 
     def resize_images(self, images: list[Image.Image], height: int, width: int) -> Tensor:
         """RGB images of one size to uint8 (images, 3, height, width), by Pillow."""
@@ -284,8 +307,8 @@ class Qwen2VLImageProcessor:
     ) -> tuple[Tensor, tuple[int, int, int]]:
         """Cut frames into normalised float32 patches (t * h * w, 1176) and their grid.
 
-        frames: uint8 (n, 3, height, width). still: the frames are images, each of which
-        fills both frames of its patches (section 2.1).
+        frames: (n, 3, height, width), uint8 or float32 from 0 to 255. still: the frames are
+        images, each of which fills both frames of its patches (section 2.1).
         """
         # A still is cut one frame deep, and the frame is repeated afterwards.
         depth = 1 if still else self.temporal_patch_size
@@ -298,31 +321,48 @@ class Qwen2VLImageProcessor:
         return self.normalise(patches).flatten(1), grid
 
     def normalise(self, patches: Tensor) -> Tensor:
-        """Bytes (P, channels, frames, pixels) to (value / 255 - mean) / std of the channel."""
+        """Pixels (P, channels, frames, 14 * 14) to (value / 255 - mean) / std of the channel."""
         device = patches.device
-        mean = torch.tensor(self.image_mean, device=device).view(-1, 1, 1)
-        std = torch.tensor(self.image_std, device=device).view(-1, 1, 1)
+        mean = torch.tensor(self.image_mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        std = torch.tensor(self.image_std, dtype=torch.float32, device=device).view(-1, 1, 1)
         # In place and in blocks of 256 patches, which stay in the CPU's cache.
         values = empty_float32(tuple(patches.shape), device)
         for source, target in zip(patches.split(256), values.split(256), strict=True):
             target.copy_(source).div_(255).sub_(mean).div_(std)
         return values
 
-    def __call__(self, images: object, **options: object) -> BatchFeature:
+    def fixed_options(self) -> dict[str, list[object]]:
+        """What is settled when it is made; a call may only repeat it. Each with its values."""
+        return {
+            "patch_size": [self.patch_size],
+            "temporal_patch_size": [self.temporal_patch_size],
+            "merge_size": [self.merge_size],
+            "image_mean": [list(self.image_mean), tuple(self.image_mean)],
+            "image_std": [list(self.image_std), tuple(self.image_std)],
+            "device": [self.device, str(self.device)],
+        }
+
+    def __call__(
+        self, images: object, return_tensors: str = "pt", **options: object
+    ) -> BatchFeature:
         """Turn images, one or a list, into pixel_values and image_grid_thw.
 
         These are (P, 1176) and (images, 3). An image is a source or a message item with a
-        source. options: any of MEDIA_OPTIONS; those in an item override them.
+        source. options: any of IMAGE_OPTIONS; those in an item override them.
         """
+        if return_tensors != "pt":
+            raise ValueError(f"only return_tensors='pt' is supported: got {return_tensors=}")
+        neutral = {**NEUTRAL_MEDIA, **self.fixed_options()}
+        options = call_options(options, IMAGE_OPTIONS, neutral, "the image processor")
         # This processor's limits are the weakest defaults.
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         opened: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
         for media in flatten_nested(images):
-            source, own_options = source_and_options(media, "image", (limits, options))
+            source, own_options = source_and_options(media, "image", [limits], options)
             image = load_image(source)
             opened.append(image)
-            sizes.append(self.target_size(image, own_options))
+            sizes.append(self.target_size(image.height, image.width, own_options))
         if not opened:
             raise ValueError("an image processor needs at least 1 image: got 0")
 
@@ -339,7 +379,8 @@ class Qwen2VLImageProcessor:
         pixel_values = concatenate([patches_of[i] for i in range(len(opened))])
         side = self.patch_size
         grids = [(1, height // side, width // side) for height, width in sizes]
-        return BatchFeature(pixel_values=pixel_values, image_grid_thw=torch.tensor(grids))
+        image_grid_thw = torch.tensor(grids, dtype=torch.long, device="cpu")
+        return BatchFeature(pixel_values=pixel_values, image_grid_thw=image_grid_thw)
 
     def group_by_size(
         self, images: list[Image.Image], new_sizes: list[tuple[int, int]]
@@ -370,15 +411,15 @@ def sample_frames(
     total: int,
     rate: float,
     fps: float = 2.0,
-    nframes: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
+    nframes: float | None = None,
+    min_frames: float = 4,
+    max_frames: float = 768,
 ) -> list[int]:
     """Choose n frames of a video's `total`, evenly spread: i * total // n for i < n.
 
-    rate: the video's frames a second. n is `nframes`, or else what `fps` frames a second
-    give, within the limits and the length of the video; max_frames wins over min_frames. It
-    is rounded down to an even number, since two frames make a patch, but is at least 1.
+    rate: the video's frames a second. n is `nframes`, rounded to an even number, since two
+    frames make a patch, or else what `fps` frames a second give, within the limits and the
+    length of the video, rounded down. max_frames wins over min_frames. n is at least 1.
     """
     if nframes is None:
         if not (rate > 0 and 0 < fps < math.inf):
@@ -388,12 +429,19 @@ def sample_frames(
         # A max_frames below the default of min_frames is all right.
         if min_frames > max(4, max_frames):
             raise ValueError(f"min_frames {min_frames} is above max_frames {max_frames}")
-        wanted = max(total / rate * fps, min_frames)
-        nframes = int(min(wanted, max_frames, total))
-    if not 1 <= nframes <= total:
-        raise ValueError(f"nframes {nframes} does not fit a video of {total} frames")
-    # An even number of them, spread over the whole video.
-    n = max(1, nframes // 2 * 2)
+        least = max(1, ceil_by_factor(min_frames, 2))
+        wanted = min(max(total / rate * fps, least), max_frames, total)
+        n = floor_by_factor(wanted, 2)
+    else:
+        wanted = nframes
+        n = round_by_factor(nframes, 2)
+    n = max(1, n)
+    if wanted < 1 or n > total:
+        raise ValueError(
+            f"nframes {wanted:g} does not fit a video of {total} frames: it is at least 1, "
+            "rounded to an even number, and at most all frames"
+        )
+    # They are spread over the whole video.
     return [i * total // n for i in range(n)]
 
 
@@ -424,21 +472,31 @@ def video_limits(num_frames: int, options: Options) -> Options:
     return {**options, "min_pixels": min_pixels, "max_pixels": max_pixels}
 
 
+# Of a clip that is sized already, only limits that someone states are kept.
+NO_LIMITS = {"min_pixels": 0, "max_pixels": math.inf, "total_pixels": math.inf}
+
+
 class VideoReader:
     """Reads the frames of one video that the model sees, already resized.
 
     Its methods answer what `read_video` asks while it decodes: which frames to keep, and in
-    which size. Of a list of frames all are kept. options: any of MEDIA_OPTIONS.
+    which size. Of a list of frames all are kept. options: any of ALL_OPTIONS, checked.
     """
 
     def __init__(self, processor: Qwen2VLImageProcessor, options: Options) -> None:
         self.processor = processor
         self.options = options
+        self.is_given = False  # as frames, not as a file
 
     def read(self, video: VideoSource) -> Tensor:
-        """The frames as uint8 (n, 3, height, width)."""
-        # Each frame is resized as soon as it is decoded.
-        frames = read_video(video, self.choose_frames, self.prepare_frame)
+        """The frames (n, 3, height, width): uint8, or float32 for a clip of floats."""
+        self.is_given = is_frames(video)
+        floats = float_frames(video)
+        if floats:
+            frames = [self.prepare_floats(frame, len(floats)) for frame in floats]
+        else:
+            # Each frame is resized as soon as it is decoded.
+            frames = read_video(video, self.choose_frames, self.prepare_frame)
         sizes = {tuple(frame.shape[2:]) for frame in frames}
         if len(sizes) > 1:
             names = " and ".join(str(size) for size in sizes)
@@ -448,14 +506,17 @@ class VideoReader:
     def choose_frames(self, total: int, rate: float) -> list[int]:
         """Indices of the frames to keep of `total` frames, `rate` a second."""
         # The frames of the part between video_start and video_end, in seconds. Frame i is
-        # shown at i / rate, and the one at video_end belongs to the part.
+        # shown at i / rate, and the one at video_end belongs to the part. 0.7 s * 10 is
+        # 7.000000000000001 in floats, which still is frame 7.
         start = self.options.get("video_start", 0)
         end = self.options.get("video_end", math.inf)
-        first = math.ceil(max(0, start) * rate)
-        stop = int(min(total, end * rate + 1))
+        first = math.ceil(start * rate - 1e-6)
+        stop = int(min(total, end * rate + 1 + 1e-6))
         if stop <= first:
             seconds = total / rate
             raise ValueError(f"none of its {seconds:.2f} s lies in {start} to {end} s")
+        if self.options.get("do_sample_frames") is False:
+            return list(range(first, stop))
 
         settings = {}
         for name in ("fps", "nframes", "min_frames", "max_frames"):
@@ -467,21 +528,50 @@ class VideoReader:
 
     def prepare_frame(self, frame: Image.Image, num_frames: int) -> Tensor:
         """A decoded frame, one of num_frames, as uint8 (1, 3, height, width)."""
-        options = video_limits(num_frames, self.options)
-        height, width = self.processor.target_size(frame, options)
+        height, width = self.frame_size(frame.height, frame.width, num_frames)
         # By torch also where images are resized by Pillow, as in the reference.
         return torch_resize([frame], height, width, self.processor.device)
 
+    def prepare_floats(self, frame: Tensor, num_frames: int) -> Tensor:
+        """A frame (3, height, width) of floats, one of num_frames, as float32 (1, 3, ...)."""
+        height, width = self.frame_size(frame.shape[1], frame.shape[2], num_frames)
+        return float_resize(frame[None], height, width, self.processor.device)
+
+    def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """The (height, width) that a frame is resized to; ValueError for a video too large.
+
+        Given frames whose sides are multiples of 28 pixels are taken as sized already, as
+        qwen-vl-utils does it: no default limit resizes them a second time.
+        """
+        factor = self.processor.patch_size * self.processor.merge_size
+        options = self.options
+        if self.is_given and height % factor == 0 and width % factor == 0:
+            options = merged([NO_LIMITS, options])
+        options = video_limits(num_frames, options)
+        new_height, new_width = self.processor.target_size(height, width, options)
+
+        pairs = math.ceil(num_frames / self.processor.temporal_patch_size)
+        num_tokens = pairs * new_height * new_width // factor**2
+        if num_tokens > MAX_MEDIA_TOKENS:
+            raise ValueError(
+                f"a video of {num_frames} frames of {new_width} x {new_height} pixels is "
+                f"{num_tokens} tokens, over {MAX_MEDIA_TOKENS}: lower max_pixels, fps or nframes"
+            )
+        return new_height, new_width
+
 
 def video_patches(
-    processor: Qwen2VLImageProcessor, video: object, defaults: Sequence[Options] = ()
+    processor: Qwen2VLImageProcessor,
+    video: object,
+    defaults: Sequence[Options] = (),
+    options: Options | None = None,
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """Turn one video into normalised patches (t * h * w, 1176) and their grid (t, h, w).
 
-    video: a source or a message item; defaults: as in source_and_options.
+    video: a source or a message item; defaults and options: as in source_and_options.
     """
-    source, options = source_and_options(video, "video", defaults)
-    frames = VideoReader(processor, options).read(source)
+    source, own_options = source_and_options(video, "video", defaults, options or {})
+    frames = VideoReader(processor, own_options).read(frames_of(source))
     return processor.frames_to_patches(frames)
 
 
@@ -544,17 +634,17 @@ def parse_message(message: Message) -> Turn:
 
 
 def item_kind(item: Item) -> str:
-    """The kind of an item, by its type or a key, as in the official template.
+    """The kind of an item, "text", "image" or "video", by its type or else by a key.
 
-    Where several would fit it is "image", then "video", then "text".
+    ValueError for what is no item, and for an option that would be ignored.
     """
-    if isinstance(item, dict):
-        for name in ("image", "image_url", "video"):
-            if name == item.get("type") or name in item:
-                return name.removesuffix("_url")
-        if isinstance(item.get("text"), str):
-            return "text"
-    raise ValueError(f"content is text, or items of type text, image or video: got {shorten(item)}")
+    kind = kind_of_item(item)
+    if kind is None or (kind == "text" and not isinstance(item.get("text"), str)):
+        raise ValueError(
+            f"content is text, or items of type text, image or video: got {shorten(item)}"
+        )
+    item_options(item, kind)  # only a check: they are read once more with the image or video
+    return kind
 
 
 def render(
@@ -785,9 +875,14 @@ class Qwen2VLProcessor:
         The arguments are those of `transformers`. Without `tokenize` returns a string or a
         list of strings, with it input_ids (B, T), with `return_dict` as well all that the
         model takes. add_generation_prompt: end with the beginning of an answer. video_fps:
-        the option fps. options: any of MEDIA_OPTIONS, for all images and videos.
+        the option fps. options: any of ALL_OPTIONS, for all images and videos; fps may be a
+        list of one for each video.
         """
-        check_options(padding, return_tensors, options)
+        if video_fps is not None:
+            if options.get("fps") is not None:
+                raise ValueError("video_fps and fps are the same option: state one of them")
+            options["fps"] = video_fps
+        options = check_options(padding, return_tensors, options)
         is_list = isinstance(conversation, (list, tuple))
         if not is_list or not conversation or not all(conversation):
             raise ValueError(
@@ -807,8 +902,6 @@ class Qwen2VLProcessor:
         items = [pair for turns in prompts for turn in turns for pair in turn.items]
         images = [item for kind, item in items if kind == "image"]
         videos = [item for kind, item in items if kind == "video"]
-        if options.get("fps") is None:
-            options["fps"] = video_fps
         inputs = self.batch(rows, images, videos, options)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -817,6 +910,7 @@ class Qwen2VLProcessor:
         text: str | Sequence[str],
         images: object = None,
         videos: object = None,
+        video_metadata: object = None,
         padding: bool | str = True,
         return_tensors: str = "pt",
         **options: object,
@@ -825,10 +919,11 @@ class Qwen2VLProcessor:
 
         Control tokens in these strings count, so they must not hold what a user wrote: for
         that there is apply_chat_template. images, videos: one or a list, in the order of
-        the placeholders; one video that is a list of frames stands in a list of videos.
-        options: any of MEDIA_OPTIONS.
+        the placeholders, or a list for each text. A video is a source, a list or an array of
+        frames, or such an array and its description. video_metadata: such descriptions, which
+        change nothing. options: any of ALL_OPTIONS; fps may be a list of one for each video.
         """
-        check_options(padding, return_tensors, options)
+        options = check_options(padding, return_tensors, options)
         texts = [text] if isinstance(text, str) else text
         is_list = isinstance(texts, (list, tuple))
         if not is_list or not texts or not all(isinstance(one, str) for one in texts):
@@ -836,12 +931,8 @@ class Qwen2VLProcessor:
                 f"text must be a string or a list of at least 1 string: got {shorten(text)}"
             )
         image_list = [] if images is None else flatten_nested(images)
-        if videos is None:
-            video_list = []
-        elif isinstance(videos, (list, tuple)):
-            video_list = list(videos)
-        else:
-            video_list = [videos]
+        video_list = list_videos(videos)
+        check_metadata(video_metadata, len(video_list))
         rows = [split_at_tokens(one, self.special_tokens) for one in texts]
         return self.batch(rows, image_list, video_list, options)
 
@@ -860,7 +951,7 @@ class Qwen2VLProcessor:
         self.check_count(ids, self.video_token_id, "video", len(videos))
         inputs = BatchFeature()
         if images:
-            inputs.update(self.image_processor(images, **options))
+            inputs.update(self.image_processor(images, **options_of_images(options)))
         if videos:
             inputs.update(self.process_videos(videos, options))
 
@@ -889,12 +980,11 @@ class Qwen2VLProcessor:
     def process_videos(self, videos: list, options: Options) -> BatchFeature:
         """Turn videos into pixel_values_videos (P, 1176) and video_grid_thw (videos, 3)."""
         patches, grids = [], []
-        for video in videos:
-            defaults = (*self.video_defaults, options)
-            values, grid = video_patches(self.image_processor, video, defaults)
+        for video, own in zip(videos, options_of_videos(options, len(videos)), strict=True):
+            values, grid = video_patches(self.image_processor, video, self.video_defaults, own)
             patches.append(values)
             grids.append(grid)
-        video_grid_thw = torch.tensor(grids)
+        video_grid_thw = torch.tensor(grids, dtype=torch.long, device="cpu")
         return BatchFeature(pixel_values_videos=concatenate(patches), video_grid_thw=video_grid_thw)
 
     def pad(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -915,8 +1005,8 @@ class Qwen2VLProcessor:
             missing = length - len(row)
             input_ids.append([self.pad_token_id] * missing + row)
             attention_mask.append([0] * missing + [1] * len(row))
-        mask = torch.tensor(attention_mask, dtype=torch.long)
-        return torch.tensor(input_ids, dtype=torch.long), mask
+        mask = torch.tensor(attention_mask, dtype=torch.long, device="cpu")
+        return torch.tensor(input_ids, dtype=torch.long, device="cpu"), mask
 
     def decode(
         self,

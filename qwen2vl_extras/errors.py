@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NoReturn
 
+import numpy as np
 import torch
 
 
@@ -30,9 +31,11 @@ def check_options(
     """
     for name, value in given.items():
         if name in neutral:
-            if value not in neutral[name]:
+            # An array is compared element by element, and is none of these values.
+            is_array = isinstance(value, (np.ndarray, torch.Tensor))
+            if is_array or value not in neutral[name]:
                 only = " or ".join(repr(one) for one in neutral[name])
-                raise ValueError(f"{what} takes {name}={only} only, not {value!r:.99}")
+                raise ValueError(f"{what} takes {name}={only} only, not {shorten(value)}")
         elif name not in known:
             raise ValueError(f"{what} has no option {name!r}{suggestion(name, known)}")
 
@@ -44,6 +47,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if similar:
         return f": did you mean {similar[0]!r}?"
     return f": there are {', '.join(names)}"
+
+
+def shorten(value: object) -> str:
+    """What a value looks like, in one line of at most 99 characters."""
+    return " ".join(repr(value).split())[:99]
 
 
 def note(text: str) -> None:

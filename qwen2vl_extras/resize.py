@@ -68,12 +68,24 @@ def torch_resize(
     """RGB images of one size to uint8 (images, 3, height, width) by torch's bicubic filter."""
     pixels = np.stack([np.asarray(image) for image in images])
     frames = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    if tuple(frames.shape[2:]) == (height, width):
+        return frames
     if frames.device.type != "cpu":  # only the CPU resizes bytes, and rounds by itself
         frames = frames.float()
     resized = torch.nn.functional.interpolate(
         frames, (height, width), mode="bicubic", antialias=True
     )
     return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def float_resize(
+    frames: Tensor, height: int, width: int, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Frames (n, 3, old height, old width) of float32 to another size, neither rounded nor cut."""
+    frames = frames.to(device)
+    if tuple(frames.shape[2:]) == (height, width):
+        return frames
+    return torch.nn.functional.interpolate(frames, (height, width), mode="bicubic", antialias=True)
 
 
 def empty_float32(shape: tuple[int, ...], device: torch.device) -> Tensor:

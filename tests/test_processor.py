@@ -413,7 +413,9 @@ def test_frame_counts_of_odd_videos():
     # Rounded down to an even number.
     assert count_frames(3, 25.0) == 2
     assert count_frames(7, 7.0, fps=7) == 6
-    assert count_frames(10, 10.0, nframes=7) == 6
+    assert count_frames(10, 10.0, nframes=5) == 4
+    # A number that is asked for is rounded, 7 / 2 to the even 4.
+    assert count_frames(10, 10.0, nframes=7) == 8
     assert count_frames(10, 10.0, nframes=1) == 1
     # Within the limits.
     assert count_frames(100000, 25.0) == 768
