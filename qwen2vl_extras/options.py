@@ -52,9 +52,10 @@ SOURCE_KEYS = {
     "image": ("image", "image_url", "path", "url"),
     "video": ("video", "video_url", "path", "url"),
 }
-# Keys of an item that are its owner's data. The last two are notes of qwen-vl-utils on the frames
-# of a video, which nothing in Qwen2-VL depends on.
-DATA_KEYS = ("id", "index", "uuid", "sample_fps", "raw_fps")
+# Keys of an item that are its owner's data.
+DATA_KEYS = ("id", "index", "uuid")
+# Notes of qwen-vl-utils on the frames of a video, which nothing in Qwen2-VL depends on.
+VIDEO_NOTES = ("sample_fps", "raw_fps")
 # OpenAI's degree of detail.
 NEUTRAL_KEYS: dict[str, list[object]] = {"detail": ["auto"]}
 
@@ -280,7 +281,7 @@ def item_options(item: Mapping[str, object], kind: str) -> dict:
     if kind == "image":
         known += IMAGE_OPTIONS
     if kind == "video":
-        known += ALL_OPTIONS
+        known += [*ALL_OPTIONS, *VIDEO_NOTES]
     article = "an" if kind == "image" else "a"
     given = {str(key): value for key, value in item.items() if value is not None}
     check_options(given, known, NEUTRAL_KEYS, f"{article} {kind} item")
