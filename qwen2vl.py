@@ -483,6 +483,8 @@ class VisionTransformer(nn.Module):
         pixel_values: (patches, 1176), the patches of all; grid_thw: (images, 3).
         """
         self.check_media(pixel_values, grid_thw)
+        if pixel_values is None:
+            raise ValueError("pixel_values is None, a tensor of patches is needed")
         sizes = grid_thw.prod(-1).tolist()
         features = []
         for pixels, (t, h, w) in zip(pixel_values.split(sizes), grid_thw.tolist(), strict=True):
