@@ -806,7 +806,10 @@ class Qwen2VLProcessor:
         # then the caller's. The limits in preprocessor_config.json are those of images.
         stated = load.read_json(folder, "video_preprocessor_config.json", optional=True)
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
+        # A folder may hold a processor without a model.
+        has_model = (folder / "config.json").is_file()
+        config = load.read_config(folder) if has_model else {}
+        max_tokens = config.get("max_position_embeddings", math.inf)
         processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
         processor.source_texts = processor_files.read_texts(folder)
         return processor

@@ -556,7 +556,7 @@ def get_rope_index(
     a token to get its position: a prompt of 100 tokens, padding included, whose next
     position is 40 has the delta -60.
     """
-    checks.check_ids(input_ids, config, input_ids.device)
+    checks.check_ids(input_ids, config)
     batch, length = input_ids.shape
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -942,16 +942,14 @@ class Sampling:
         return sampling
 
     def check_ranges(self) -> None:
-        """ValueError for the first number that is out of its range."""
-        self.check_range("temperature", self.temperature, 0, 1e9)
-        self.check_range("top_k", self.top_k, 0, 1e9)
-        self.check_range("top_p", self.top_p, ABOVE_ZERO, 1)
-        self.check_range("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, 1e9)
-
-    @staticmethod
-    def check_range(name: str, value: float, lowest: float, highest: float) -> None:
-        if not lowest <= value <= highest:
-            raise ValueError(f"{name}={value} is not within {lowest:g} to {highest:g}")
+        """ValueError for the first setting of a wrong type or out of its range."""
+        checks.check_number("temperature", self.temperature, 0, 1e9)
+        checks.check_number("top_k", self.top_k, 0, 1e9)
+        checks.check_number("top_p", self.top_p, ABOVE_ZERO, 1)
+        checks.check_number("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, 1e9)
+        checks.check_integer("top_k", self.top_k, 0, 10**9)
+        checks.check_integer("do_sample", self.do_sample, 0, 1)
+        checks.check_token_ids("eos_token_id", self.eos_token_id)
 
 
 def warp_logits(logits: Tensor, input_ids: Tensor, sampling: Sampling) -> Tensor:

@@ -58,8 +58,10 @@ def check_range(name: str, values: Tensor, lowest: int, highest: int) -> None:
 # ------------------------------------------------------------------- what the decoder reads
 
 
-def check_ids(input_ids: Tensor, config: "Qwen2VLConfig", device: torch.device) -> None:
-    """ValueError unless these are ids (B, T) of the vocabulary."""
+def check_ids(
+    input_ids: Tensor, config: "Qwen2VLConfig", device: torch.device | None = None
+) -> None:
+    """ValueError unless these are ids (B, T) of the vocabulary; device: where they must be."""
     check_tensor("input_ids", input_ids, device)
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         shape = tuple(input_ids.shape)
@@ -249,6 +251,12 @@ def check_integer(name: str, value: object, lowest: int, highest: int) -> None:
         raise ValueError(
             f"{name} is {value!r:.99}, a whole number from {lowest} to {highest} is needed"
         )
+
+
+def check_number(name: str, value: object, lowest: float, highest: float) -> None:
+    """ValueError unless the value is a number within lowest to highest."""
+    if not isinstance(value, (int, float)) or not lowest <= value <= highest:
+        raise ValueError(f"{name}={value!r:.99} is not within {lowest:g} to {highest:g}")
 
 
 def check_token_ids(name: str, value: object) -> None:
