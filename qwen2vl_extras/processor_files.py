@@ -13,6 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
+VOCABULARY = "vocab.json"  # this and the merges once more, for tokenizers in plain Python
+MERGES = "merges.txt"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 IMAGES = "preprocessor_config.json"
 VIDEOS = "video_preprocessor_config.json"
@@ -21,7 +23,7 @@ BOTH = "processor_config.json"
 TEMPLATES = ("chat_template.json", "chat_template.jinja")
 # Texts that are kept as they were read.
 KEPT = (TOKENIZER_CONFIG, *TEMPLATES, "special_tokens_map.json", "added_tokens.json")
-EVERY_FILE = (TOKENIZER, IMAGES, VIDEOS, BOTH, *KEPT)
+EVERY_FILE = (TOKENIZER, VOCABULARY, MERGES, IMAGES, VIDEOS, BOTH, *KEPT)
 
 # For folders without a template: in effect the official one, as processor.render writes it.
 CHAT_TEMPLATE = """\
@@ -101,7 +103,7 @@ def all_texts(
     answer and pad a row, as tokenizer_config.json names them.
     """
     texts = dict(kept)
-    texts[TOKENIZER] = tokenizer.to_str(pretty=True)
+    texts.update(tokenizer_texts(tokenizer))
     if TOKENIZER_CONFIG not in texts:
         texts[TOKENIZER_CONFIG] = to_text(tokenizer_settings(tokenizer, special, max_tokens))
     if not has_template(texts):
@@ -118,6 +120,21 @@ def all_texts(
         video_settings["video_processor_type"] = "Qwen2VLVideoProcessor"
         texts[VIDEOS] = to_text(video_settings)
     return texts
+
+
+def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
+    """tokenizer.json, and its vocabulary and merges in files of their own."""
+    text = tokenizer.to_str(pretty=True)
+    model = json.loads(text)["model"]
+    lines = ["#version: 0.2"]
+    for merge in model["merges"]:
+        # A pair, which older versions of tokenizers write as one string.
+        lines.append(merge if isinstance(merge, str) else " ".join(merge))
+    return {
+        TOKENIZER: text,
+        VOCABULARY: json.dumps(model["vocab"], ensure_ascii=False),
+        MERGES: "\n".join(lines) + "\n",
+    }
 
 
 def has_template(texts: Mapping[str, str]) -> bool:

@@ -392,7 +392,7 @@ def unusual_changes(inputs: dict) -> dict[str, dict]:
 
 
 def neutral_calls(table: dict) -> dict[str, dict]:
-    """Every value of a table of neutral arguments, and None."""
+    """Every value of a table of neutral arguments, None and an empty list."""
     calls = {}
     for name, values in table.items():
         for value in (*values, None, []):
@@ -402,17 +402,19 @@ def neutral_calls(table: dict) -> dict[str, dict]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_unusual_but_right_inputs_change_nothing(kind, pair):
+def test_unusual_but_right_inputs_change_nothing(kind, pair, amount):
     model, _ = pair
     inputs = random_inputs(model.config, kind, 3)
     plain = model(**inputs).logits
     is_token = inputs["attention_mask"].bool()
-    for description, change in unusual_changes(inputs).items():
+    changes = list(unusual_changes(inputs).items())
+    changes = random.Random(kind).sample(changes, min(len(changes), amount(7, 99)))
+    for description, change in changes:
         changed = model(**{**inputs, **change}).logits
         assert torch.equal(changed[is_token], plain[is_token]), description
-    settings = {"max_new_tokens": 3, "do_sample": False, "repetition_penalty": 1.3}
+    settings = {"max_new_tokens": 2, "do_sample": False, "repetition_penalty": 1.3}
     tokens = model.generate(**inputs, **settings)
-    for description, change in unusual_changes(inputs).items():
+    for description, change in changes:
         found = model.generate(**{**inputs, **change}, **settings)
         assert torch.equal(found, tokens), description
         assert found.dtype == torch.int64, description
@@ -436,11 +438,12 @@ def test_neutral_arguments_change_nothing(pair):
     }
     for description, change in forward_calls.items():
         assert torch.equal(model(**inputs, **change).logits, plain), description
-    tokens = model.generate(**inputs, max_new_tokens=2)
+    ids = inputs["input_ids"][:, :3]
+    tokens = model.generate(ids, max_new_tokens=1)
     calls = neutral_calls(arguments.GENERATE)
     calls["bos"] = {"bos_token_id": 7}
     for description, change in calls.items():
-        found = model.generate(**inputs, max_new_tokens=2, **change)
+        found = model.generate(ids, max_new_tokens=1, **change)
         assert torch.equal(found, tokens), description
 
 
@@ -806,6 +809,7 @@ def test_a_saved_folder_is_complete_here_and_in_transformers(name, tmp_path, tin
 
     # There: the same ids, pixels and logits.
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    in_python = transformers.Qwen2Tokenizer.from_pretrained(tmp_path)
     images = Slow.from_pretrained(tmp_path)
     weights = transformers.Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
     conversation = conversations()[0]
@@ -816,7 +820,8 @@ def test_a_saved_folder_is_complete_here_and_in_transformers(name, tmp_path, tin
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     tokens = int((inputs.input_ids == processor.image_token_id).sum())
     text = text.replace("<|image_pad|>", "<|image_pad|>" * tokens)
-    assert theirs(text).input_ids == inputs.input_ids[0].tolist()
+    for tokenizer in (theirs, in_python):
+        assert tokenizer(text).input_ids == inputs.input_ids[0].tolist()
     loaded = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path, device_map="cpu")
     with torch.no_grad():
         expected = weights(**inputs).logits
@@ -924,8 +929,10 @@ def test_what_an_earlier_processor_left_is_gone_and_a_crash_leaves_no_half_file(
     assert left == {
         "README.md",
         "chat_template.json",
+        "merges.txt",
         "preprocessor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "vocab.json",
     }
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size() == 704
