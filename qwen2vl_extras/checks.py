@@ -82,7 +82,7 @@ def check_embeds(
             f"inputs_embeds has shape {shape}, (B, T, {size}) with B and T above 0 is needed"
         )
     # Autocast has the layers cast their inputs.
-    if not torch.is_autocast_enabled(device.type):
+    if embeds.dtype is not dtype and not torch.is_autocast_enabled(device.type):
         check_dtype("inputs_embeds", embeds, (dtype,))
 
 
@@ -126,11 +126,11 @@ def check_cache(
         raise ValueError(f"past_key_values is a {kind}, a KVCache is needed")
     heads, size = config.num_key_value_heads, config.head_dim
     needed = (config.num_hidden_layers, batch, heads, cache.capacity, size)
-    for name, tensor in (("keys", cache.keys), ("values", cache.values)):
-        check_tensor(f"past_key_values.{name}", tensor, device)
-        check_shape(f"past_key_values.{name}", tensor, needed)
-        if not torch.is_autocast_enabled(device.type):
-            check_dtype(f"past_key_values.{name}", tensor, (dtype,))
+    # The values were made as the keys were.
+    check_tensor("past_key_values", keys, device)
+    check_shape("past_key_values", keys, needed)
+    if keys.dtype is not dtype and not torch.is_autocast_enabled(device.type):
+        check_dtype("past_key_values", keys, (dtype,))
 
 
 def check_decoder(
