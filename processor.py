@@ -27,6 +27,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
+from qwen2vl_extras import processor_files
 from qwen2vl_extras.errors import suggestion
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
 from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
@@ -52,9 +54,38 @@ class BatchFeature(dict[str, Tensor]):
             return self[name]
         raise AttributeError(f"no entry {name!r}: there are {', '.join(self)}")
 
-    def to(self, device: str | torch.device) -> "BatchFeature":
-        """All tensors on another device."""
-        return BatchFeature({key: value.to(device) for key, value in self.items()})
+    def __setattr__(self, name: str, value: Tensor) -> None:
+        self[name] = value
+
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """The entries; the name is that of `transformers`."""
+        return self
+
+    def copy(self) -> "BatchFeature":
+        return BatchFeature(self)
+
+    def to(
+        self,
+        device: str | int | torch.device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> "BatchFeature":
+        """Move all tensors to a device and cast those of floats; returns this same object.
+
+        As in torch, a dtype may stand in the first place.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if not isinstance(device, (str, int, torch.device, type(None))):
+            raise ValueError(f"to() takes a device and a dtype, not a {type(device).__name__}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"to() casts to floating dtypes only, not to {dtype}")
+        for key, value in self.items():
+            # Ids, masks and grids stay integers.
+            new_dtype = dtype if value.is_floating_point() else None
+            self[key] = value.to(device=device, dtype=new_dtype, non_blocking=non_blocking)
+        return self
 
 
 # ------------------------------------------------------------- options of an image or video
@@ -111,7 +142,7 @@ def shorten(value: object) -> str:
     return f"{value!r:.99}"
 
 
-def check_options(padding: bool | str, return_tensors: str, options: Options) -> None:
+def check_options(padding: bool | str, return_tensors: str | None, options: Options) -> None:
     """ValueError for an unknown option, or for a format that is not supported.
 
     padding, return_tensors: taken because `transformers` has them; rows are always padded
@@ -242,8 +273,16 @@ class Qwen2VLImageProcessor:
     device: str | torch.device = "cpu"  # where torch resizes: videos, and images of the Fast class
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **given: object) -> "Qwen2VLImageProcessor":
-        """A checkpoint's preprocessor_config.json; `given` fields override it."""
+    def from_pretrained(
+        cls, name: str | os.PathLike, use_fast: bool | None = None, **given: object
+    ) -> "Qwen2VLImageProcessor":
+        """A checkpoint's preprocessor_config.json; `given` fields override it.
+
+        use_fast: True for Qwen2VLImageProcessorFast, False for Qwen2VLImageProcessor, by
+        default the class that it is called on.
+        """
+        if use_fast is not None:
+            cls = Qwen2VLImageProcessorFast if use_fast else Qwen2VLImageProcessor
         folder = load.find_checkpoint(name, weights=False)
         config = load.read_json(folder, "preprocessor_config.json")
         # Newer files state the limits as edges, though they are numbers of pixels.
@@ -257,6 +296,14 @@ class Qwen2VLImageProcessor:
                 if stated.get(f.name) is not None:
                     settings[f.name] = stated[f.name]
         return cls(**settings)
+
+    def settings(self) -> dict[str, object]:
+        """The content of a preprocessor_config.json that says what this processor does."""
+        content: dict[str, object] = {"image_processor_type": type(self).__name__}
+        for f in fields(self):
+            if f.name != "device":  # where to compute, not what
+                content[f.name] = getattr(self, f.name)
+        return content
 
     def target_size(self, image: Image.Image, options: Options) -> tuple[int, int]:
         """The (height, width) to which an image is resized.
@@ -307,6 +354,22 @@ class Qwen2VLImageProcessor:
         for source, target in zip(patches.split(256), values.split(256), strict=True):
             target.copy_(source).div_(255).sub_(mean).div_(std)
         return values
+
+    def preprocess(
+        self,
+        images: object,
+        videos: None = None,
+        return_tensors: str | None = "pt",
+        **options: object,
+    ) -> BatchFeature:
+        """The same as calling the processor, under its name in `transformers`.
+
+        videos: None only, since they are given to Qwen2VLProcessor.
+        """
+        if videos is not None:
+            raise ValueError("preprocess takes videos=None only: give videos to Qwen2VLProcessor")
+        check_options(True, return_tensors, options)
+        return self(images, **options)
 
     def __call__(self, images: object, **options: object) -> BatchFeature:
         """Turn images, one or a list, into pixel_values and image_grid_thw.
@@ -695,6 +758,7 @@ class Qwen2VLProcessor:
         self.tokenizer = tokenizer
         self.video_defaults = video_defaults
         self.max_tokens = max_tokens
+        self.source_texts: dict[str, str] = {}  # of the folder it was read from, by filename
         # The library's name misleads: with True a "<|im_end|>" in a string is ordinary text.
         tokenizer.encode_special_tokens = True
 
@@ -714,25 +778,56 @@ class Qwen2VLProcessor:
         self.pad_token_id = self.special_tokens[ENDOFTEXT]
         self.image_token_id = self.special_tokens[PLACEHOLDERS["image"]]
         self.video_token_id = self.special_tokens[PLACEHOLDERS["video"]]
+        # What code for transformers asks its tokenizers for.
+        tokenizer.padding_side = "left"
+        tokenizer.eos_token = IM_END
+        tokenizer.eos_token_id = self.eos_token_id
+        tokenizer.pad_token = ENDOFTEXT
+        tokenizer.pad_token_id = self.pad_token_id
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, min_pixels: int | None = None, max_pixels: int | None = None
+        cls,
+        name: str | os.PathLike,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        use_fast: bool | None = None,
     ) -> "Qwen2VLProcessor":
         """The processor of "tiny", a folder, or a Hub repository.
 
-        min_pixels, max_pixels: limits for images and for the frames of videos.
+        min_pixels, max_pixels: limits for images and for the frames of videos. use_fast:
+        True to resize images with torch, as videos always are, and not with Pillow.
         """
         folder = load.find_checkpoint(name, weights=False)
         image_processor = Qwen2VLImageProcessor.from_pretrained(
-            folder, min_pixels=min_pixels, max_pixels=max_pixels
+            folder, use_fast=use_fast, min_pixels=min_pixels, max_pixels=max_pixels
         )
         # Limits of videos: those of a file of their own, which most checkpoints don't have,
         # then the caller's. The limits in preprocessor_config.json are those of images.
         stated = load.read_json(folder, "video_preprocessor_config.json", optional=True)
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
-        return cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # A folder may hold a processor without a model.
+        has_model = (folder / "config.json").is_file()
+        config = load.read_config(folder) if has_model else {}
+        max_tokens = config.get("max_position_embeddings", math.inf)
+        processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        processor.source_texts = processor_files.read_texts(folder)
+        return processor
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write all files of a processor, beside which a saved model is a whole checkpoint.
+
+        What was read from a folder, say its chat template, is written as it was.
+        """
+        texts = processor_files.all_texts(
+            self.tokenizer,
+            self.source_texts,
+            self.image_processor.settings(),
+            self.video_defaults,
+            {"eos_token": IM_END, "pad_token": ENDOFTEXT},
+            self.max_tokens,
+        )
+        processor_files.save_files(Path(folder), texts)
 
     def text_stream(self) -> TextStream:
         """A decoder for one row of generated ids, to print them as they come."""
@@ -903,6 +998,9 @@ class Qwen2VLProcessor:
         Padding is on the left, so that every row ends with the last token of its prompt,
         where generation continues.
         """
+        side = getattr(self.tokenizer, "padding_side", "left")
+        if side != "left":
+            raise ValueError(f"tokenizer.padding_side is {side!r}, only 'left' can be done here")
         # The longest row decides, and must fit the model.
         length = max(len(row) for row in ids)
         if length > self.max_tokens:
