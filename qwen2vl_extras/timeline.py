@@ -105,11 +105,16 @@ class Timeline:
         return (stop - first) / (end - self.seconds(first))
 
     def only(self, numbers: Collection[int]) -> "Timeline":
-        """The timeline without the frames that there are not, after all."""
-        pts = [self.pts[number] for number in sorted(numbers)] if self.pts else []
-        return replace(self, total=len(numbers), pts=pts, keys={})
+        """The timeline of these frames alone, if there are no others after all."""
+        kept = sorted(numbers)
+        keys = {}
+        for new_number, number in enumerate(kept):
+            if number in self.keys:
+                keys[new_number] = self.keys[number]
+        pts = [self.pts[number] for number in kept] if self.pts else []
+        return replace(self, total=len(kept), pts=pts, keys=keys)
 
-    def has_gaps_without(self, numbers: Collection[int]) -> bool:
+    def has_gaps_with_only(self, numbers: Collection[int]) -> bool:
         """Whether, with these frames alone, one is shown for twice the time that frames are."""
         pts = self.only(numbers).pts
         steps = sorted(after - before for before, after in itertools.pairwise(pts))

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Generic, TypeAlias, TypeVar, cast
 
 from PIL import Image
@@ -49,6 +49,7 @@ MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 MATROSKA = "matroska,webm"
 # The decoders that see transparency, which FFmpeg's own don't.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg draws any text as an old terminal
 # A playlist or a session description may name other files and URLs: FFmpeg opens none.
 OPTIONS = {"protocol_whitelist": "none"}
 
@@ -228,7 +229,7 @@ def video_stream(container: "InputContainer") -> "VideoStream":
     import av
 
     streams = container.streams.video
-    if not streams:
+    if not streams or container.format.name in TEXT_FORMATS:
         raise ValueError("it has no video stream")
     for stream in streams:
         if not stream.disposition & av.stream.Disposition.attached_pic:
@@ -236,14 +237,51 @@ def video_stream(container: "InputContainer") -> "VideoStream":
     return streams[0]
 
 
-def is_shown(packet: "av.Packet", codec: str) -> bool:
-    """Whether a packet becomes a frame that is shown.
+@dataclass
+class Listing:
+    """What the packets of a video say, without decoding.
 
-    An edit list may leave it out, and VP8 has frames that are only referred to (RFC 6386, 9.1).
+    times: of the packets, in units; None where a container gives none. targets: what to seek
+    for, by the time of a key frame. hidden: times of VP8 frames that are only referred to.
     """
-    if packet.size == 0 or packet.is_discard:
-        return False
-    return codec != "vp8" or bool(bytes(packet)[0] & 0x10)
+
+    times: list[int | None] = field(default_factory=list)
+    targets: dict[int, int] = field(default_factory=dict)
+    hidden: set[int] = field(default_factory=set)
+    num_packets: int = 0
+
+    def add(self, packet: "av.Packet", container: str, codec: str) -> None:
+        """One more packet; ValueError if there are too many."""
+        self.num_packets += 1
+        if packet.is_discard:  # an edit list leaves it out
+            return
+        self.times.append(packet.pts)
+        if len(self.times) > MAX_VIDEO_FRAMES:
+            raise ValueError(f"it has over {MAX_VIDEO_FRAMES} frames, the limit")
+        if packet.pts is None:
+            return
+        # MOV counts by the time of decoding where it seeks.
+        target = packet.dts if container == MOV else packet.pts
+        if packet.is_keyframe and target is not None and container in (MOV, MATROSKA):
+            self.targets[packet.pts] = target
+        is_hidden = codec == "vp8" and not bytes(packet)[0] & 0x10  # RFC 6386, section 9.1
+        if is_hidden:
+            self.hidden.add(packet.pts)
+
+    def timeline(self, stated_rate: float, unit: float) -> Timeline:
+        """The timeline; without times unless each frame has one of its own."""
+        pts = sorted(time for time in set(self.times) if time is not None)
+        if len(pts) < len(self.times):
+            return Timeline(len(self.times), stated_rate)
+        keys = {}
+        for key_pts, target in sorted(self.targets.items()):
+            keys[bisect.bisect_left(pts, key_pts)] = target
+        timeline = Timeline(len(pts), stated_rate, pts, unit, keys)
+        # A damaged packet may look hidden, but it leaves a gap.
+        shown = [number for number, time in enumerate(pts) if time not in self.hidden]
+        if timeline.has_gaps_with_only(shown):
+            return timeline
+        return timeline.only(shown)
 
 
 class VideoFile(Generic[Prepared]):
@@ -272,48 +310,30 @@ class VideoFile(Generic[Prepared]):
 
     def list_packets(self) -> Timeline:
         """The first pass: the timeline by the times of the packets."""
-        damage = Damage()
-        times: list[int | None] = []
-        targets: dict[int, int] = {}
-        num_packets = 0
+        listing = Listing()
         with open_video(self.file) as video:
             stream = video.stream
-            codec = stream.codec_context.name
-            # Where to seek for a key frame: the one container counts by the time of decoding.
-            is_mov = video.container.format.name == MOV
-            for packet in video.packets(damage):
-                num_packets += 1
-                if not is_shown(packet, codec):
-                    continue
-                times.append(packet.pts)
-                target = packet.dts if is_mov else packet.pts
-                if packet.is_keyframe and packet.pts is not None and target is not None:
-                    targets[packet.pts] = target
-                if len(times) > MAX_VIDEO_FRAMES:
-                    raise ValueError(f"it has over {MAX_VIDEO_FRAMES} frames, the limit")
+            for packet in video.packets(Damage()):
+                listing.add(packet, video.container.format.name, stream.codec_context.name)
             stated_rate = float(stream.average_rate or stream.guessed_rate or 0)
             unit = float(stream.time_base or 1)
-            is_indexed = video.container.format.name in (MOV, MATROSKA)
             stated_total = stream.frames
-        if not times:
+        if not listing.times:
             raise ValueError("it has 0 frames")
-        if stated_total > num_packets:
-            note(f"video {self.name}: {stated_total} frames by its header, {num_packets} are there")
-
-        # Times count only if each frame has one of its own.
-        pts = sorted(time for time in set(times) if time is not None)
-        if len(pts) < len(times):
-            return Timeline(len(times), stated_rate)
-        keys = {}
-        if is_indexed:
-            for key_pts, target in sorted(targets.items()):
-                keys[bisect.bisect_left(pts, key_pts)] = target
-        return Timeline(len(pts), stated_rate, pts, unit, keys)
+        if stated_total > listing.num_packets:
+            note(
+                f"video {self.name}: {stated_total} frames by its header, "
+                f"{listing.num_packets} are there"
+            )
+        return listing.timeline(stated_rate, unit)
 
     def read(self, timeline: Timeline) -> list[Prepared]:
         """The chosen frames, the fast way if nothing is wrong, else the careful one."""
         chosen = self.choose(timeline)
         prepared = self.decode_chosen(timeline, chosen)
+        # A container may call a key frame what is none.
+        if prepared is None and timeline.keys:
+            prepared = self.decode_chosen(replace(timeline, keys={}), chosen)
         if prepared is None:
             prepared = self.decode_all(timeline, chosen)
         return prepared
@@ -363,7 +383,7 @@ class VideoFile(Generic[Prepared]):
         total = timeline.total
         lost = total - len(damage.arrived)
         if lost > 0 and num_damaged == 0:
-            if not timeline.has_gaps_without(damage.arrived):
+            if not timeline.has_gaps_with_only(damage.arrived):
                 if not damage.arrived:
                     raise ValueError("it has 0 frames")
                 return self.read(timeline.only(damage.arrived))
