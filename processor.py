@@ -498,7 +498,9 @@ class VideoReader:
     def read(self, video: VideoSource) -> Tensor:
         """The frames as uint8 (n, 3, height, width)."""
         # Each frame is resized as soon as it is decoded.
-        frames = read_video(video, self.choose_frames, self.prepare_frame)
+        start = self.options.get("video_start", 0)
+        end = self.options.get("video_end", math.inf)
+        frames = read_video(video, self.choose_frames, self.prepare_frame, start, end)
         sizes = {tuple(frame.shape[2:]) for frame in frames}
         if len(sizes) > 1:
             names = " and ".join(str(size) for size in sizes)
@@ -506,24 +508,15 @@ class VideoReader:
         return torch.cat(frames)
 
     def choose_frames(self, total: int, rate: float) -> list[int]:
-        """Indices of the frames to keep of `total` frames, `rate` a second."""
-        # The frames of the part between video_start and video_end, in seconds. Frame i is
-        # shown at i / rate, and the one at video_end belongs to the part.
-        start = self.options.get("video_start", 0)
-        end = self.options.get("video_end", math.inf)
-        first = math.ceil(max(0, start) * rate)
-        stop = int(min(total, end * rate + 1))
-        if stop <= first:
-            seconds = total / rate
-            raise ValueError(f"none of its {seconds:.2f} s lies in {start} to {end} s")
+        """Indices of the frames to keep of `total` frames, `rate` a second.
 
+        They are the frames between video_start and video_end.
+        """
         settings = {}
         for name in ("fps", "nframes", "min_frames", "max_frames"):
             if name in self.options:
                 settings[name] = self.options[name]
-        # Choose among them, and count from the beginning of the video again.
-        chosen = sample_frames(stop - first, rate, **settings)
-        return [first + i for i in chosen]
+        return sample_frames(total, rate, **settings)
 
     def prepare_frame(self, frame: Image.Image, num_frames: int) -> Tensor:
         """A decoded frame, one of num_frames, as uint8 (1, 3, height, width)."""
