@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
 from qwen2vl_extras import end_tokens, json_files, media_settings, tensor_names
+from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
 
 # Weights are in one file, or in shards that an index lists.
@@ -240,7 +241,7 @@ def flatten_config(config: dict) -> dict:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a folder.
 
-    Official repositories have some of its tokens only in `tokenizer_config.json`.
+    Official repositories, and those of finetunes, have some of its tokens in other files only.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -249,20 +250,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file} can't be read as a tokenizer: {error}") from error
+    config = read_json(folder, "tokenizer_config.json", optional=True)
+    older_tokens = read_json(folder, "added_tokens.json", optional=True)
+    older_roles = read_json(folder, "special_tokens_map.json", optional=True)
+    add_stated_tokens(tokenizer, config, older_tokens, older_roles, str(folder))
 
-    # add_tokens skips tokens it knows and gives each new one the next free id. So they are added in
-    # the order of their stated ids, and checked afterwards.
-    stated = read_json(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    tokens = {}
-    for token_id in sorted(int(key) for key in stated):
-        tokens[token_id] = AddedToken(**stated[str(token_id)])
-    tokenizer.add_tokens(list(tokens.values()))
-    for token_id, token in tokens.items():
-        found = tokenizer.token_to_id(token.content)
-        if found != token_id:
-            raise ValueError(
-                f"{file}: {token.content} gets id {found}, tokenizer_config.json says {token_id}"
-            )
+    # What a training run has left in the file: rows of one length, and random splits (dropout).
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
     return tokenizer
 
 

@@ -139,6 +139,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="weights in int8: half the memory of bfloat16, faster, less exact",
     )
+    group.add_argument(
+        "--official-template",
+        action="store_true",
+        help="leave aside a chat template that the checkpoint brings",
+    )
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
@@ -255,7 +260,12 @@ def run(args: argparse.Namespace) -> None:
     print_notes(args)
 
     # The processor first: it reads small files only, and fails early if they are wrong.
-    processor = Qwen2VLProcessor.from_pretrained(args.model, args.min_pixels, args.max_pixels)
+    processor = Qwen2VLProcessor.from_pretrained(
+        args.model,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        official_template=args.official_template,
+    )
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         args.model,
         dtype=args.dtype,
