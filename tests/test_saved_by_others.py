@@ -1,0 +1,339 @@
+"""Folders that other tools have saved load here, and give what the folder before gave.
+
+What eleven versions of transformers write is stored (helpers/saved_inputs.py). The weights are
+random, and the reference computes with the same.
+"""
+
+import copy
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+import load
+from processor import BatchFeature, Qwen2VLProcessor
+from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from tests.helpers import saved_folders as folders
+from tests.helpers.reference import TOLERANCE, error, reference_config
+from tests.helpers.saved_inputs import (
+    IMAGE_SIZES,
+    NEWEST,
+    PROCESSORS,
+    SIZES,
+    VERSIONS,
+    VIDEO_FRAMES,
+    VIDEO_SIZES,
+    gradient,
+    small_config,
+)
+from tests.helpers.saved_folders import PLAIN, SAVED, Style, write_json
+
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>")
+
+
+def read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def load_model(folder: Path) -> Qwen2VLForConditionalGeneration:
+    return Qwen2VLForConditionalGeneration.from_pretrained(folder, device_map="cpu")
+
+
+def process(folder: Path) -> BatchFeature:
+    """What a folder's processor makes of the one conversation."""
+    processor = Qwen2VLProcessor.from_pretrained(folder)
+    return processor.apply_chat_template(
+        folders.conversation(), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+
+
+def logits(model: torch.nn.Module, inputs: BatchFeature) -> Tensor:
+    with torch.no_grad():
+        return model(**folders.model_inputs(inputs)).logits
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def small(request, tmp_path_factory) -> tuple[str, transformers.PreTrainedModel, BatchFeature]:
+    """ "tied" or "untied", the reference's model, and the inputs of the plain folder."""
+    tied = request.param
+    model = folders.small_reference(tied)
+    folder = tmp_path_factory.mktemp("plain")
+    write_json(folder / "config.json", small_config(tied))
+    folders.write_plain_processor(folder)
+    return "tied" if tied else "untied", model, process(folder)
+
+
+# ------------------------------------------------------------------------------------ config.json
+
+
+def read_config(folder: Path, content: dict) -> Qwen2VLConfig:
+    write_json(folder / "config.json", content)
+    return Qwen2VLConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_official_configs_saved_by_any_version_of_transformers_say_the_same(
+    tmp_path, version, size
+):
+    # 4.51 writes all fields in the flat form; the next test compares them with the official ones.
+    expected = read_config(tmp_path, SAVED["4.51.3"][f"{size}/config.json"])
+    found = read_config(tmp_path, SAVED[version][f"{size}/config.json"])
+    assert found == expected
+    assert load.read_config(tmp_path)["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_saved_configs_say_what_the_official_ones_say(official, tmp_path, size):
+    expected = read_config(tmp_path, read_json(official / f"config-{size}.json"))
+    for version in VERSIONS:
+        found = read_config(tmp_path, SAVED[version][f"{size}/config.json"])
+        assert found == expected, version
+
+
+@pytest.mark.parametrize("version", ["4.45.2", "4.48.3", "4.49.0"])
+def test_what_the_stored_configs_leave_out_is_not_there_by_chance(version):
+    """These versions drop what equals the class's defaults, which the tests above rely on."""
+    for size in SIZES:
+        vision = SAVED[version][f"{size}/config.json"]["vision_config"]
+        assert "depth" not in vision and "embed_dim" not in vision
+        assert ("hidden_size" in vision) == (size != "7b")
+
+
+# ----------------------------------------------------------------------------------------- limits
+
+
+def grids(folder: Path) -> tuple[list[list[int]], list[list[int]]]:
+    """The grids that a folder's processor gives to the images and videos of the stored ones."""
+    processor = Qwen2VLProcessor.from_pretrained(folder)
+    images = [Image.fromarray(gradient(*size)) for size in IMAGE_SIZES]
+    videos = [[Image.fromarray(gradient(*size))] * VIDEO_FRAMES for size in VIDEO_SIZES]
+    image_output = processor.image_processor(images)
+    text = "<|vision_start|><|video_pad|><|vision_end|>" * len(videos)
+    video_output = processor(text=[text], videos=videos)
+    return image_output["image_grid_thw"].tolist(), video_output["video_grid_thw"].tolist()
+
+
+def has_own_video_limits(version: str, processor: str) -> bool:
+    return processor == "video" and folders.has_processor(version, processor)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_limits_are_those_of_the_version_that_saved_them(tmp_path, version, processor):
+    if not folders.has_processor(version, processor):
+        pytest.skip(f"{version} has no processor of videos")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    write_json(plain / "config.json", small_config(tied=True))
+    folders.write_plain_processor(plain, processor)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    write_json(saved / "config.json", small_config(tied=True))
+    folders.write_saved_processor(saved, version, processor)
+
+    image_grids, video_grids = grids(saved)
+    assert image_grids == SAVED[version][f"{processor}/image grids"]
+    if has_own_video_limits(version, processor):
+        assert video_grids == SAVED[version][f"{processor}/video grids"]
+    else:
+        # Limits that only repeat those of images are taken as absent; the version obeys them.
+        assert video_grids == grids(plain)[1]
+        assert video_grids != SAVED[version][f"{processor}/video grids"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_official_tokenizer_saved_by_any_version_gives_the_same_ids(
+    official, tmp_path, version, amount
+):
+    if amount(0, 1) == 0 and version not in ("4.45.2", NEWEST):
+        pytest.skip("one old and one new version without --full")
+    text = "Is it 3.5 € or 私たち? <|object_ref_start|>the dog<|object_ref_end|> <|im_end|>\n\n"
+    (tmp_path / "tokenizer.json").write_bytes((official / "tokenizer.json").read_bytes())
+    for name, content in folders.saved_files(version, "tokenizer").items():
+        folders.write_content(tmp_path / name, content)
+    tokenizer = load.load_tokenizer(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(official)
+    assert tokenizer.encode(text).ids == reference(text)["input_ids"]
+    for token in CONTROL_TOKENS:
+        assert tokenizer.token_to_id(token) == reference.convert_tokens_to_ids(token)
+
+
+# ----------------------------------------------------------------------------------------- models
+
+
+def named_as(names: list[str], model: transformers.PreTrainedModel) -> dict[str, Tensor]:
+    """The reference's tensors under the names that a version has written."""
+    tensors = folders.official_tensors(model)
+    styles = [folders.NAME_STYLES["official"], folders.NAME_STYLES["in memory"]]
+    renamed = {}
+    for official_name, tensor in tensors.items():
+        for style in styles:
+            if style(official_name) in names:
+                renamed[style(official_name)] = tensor
+    assert sorted(renamed) == names
+    return renamed
+
+
+@pytest.mark.parametrize("names", ["names in the file", "names in memory"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_model_saved_by_any_version_gives_the_references_logits(tmp_path, small, version, names):
+    tying, theirs, inputs = small
+    write_json(tmp_path / "config.json", SAVED[version][f"{tying}/config.json"])
+    tensors = named_as(SAVED[version][f"{tying}/{names}"], theirs)
+    folders.write_weights(tmp_path, tensors)
+    ours = load_model(tmp_path)
+    assert ours.dtype == torch.float32
+    assert error(logits(ours, inputs), logits(theirs, inputs)) <= TOLERANCE
+
+    # The reference reads these weights as we do.
+    again, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+        tmp_path, config=reference_config(small_config(tying == "tied")), output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(logits(again.eval(), inputs), logits(theirs, inputs))
+
+
+@pytest.mark.parametrize("style", list(folders.NAME_STYLES))
+def test_names_of_tensors_in_any_style_map_to_the_official_ones(tmp_path, small, style):
+    tying, theirs, inputs = small
+    expected = logits(theirs, inputs)
+    for tied_style in folders.TIED_STYLES if tying == "tied" else (None,):
+        folder = tmp_path / str(tied_style)
+        folder.mkdir()
+        write_json(folder / "config.json", small_config(tying == "tied"))
+        tensors = folders.rename(folders.official_tensors(theirs), style, tied_style)
+        folders.write_weights(folder, tensors)
+        assert error(logits(load_model(folder), inputs), expected) <= TOLERANCE, tied_style
+
+
+@pytest.mark.parametrize("ours_or_theirs", ["ours", "theirs"])
+def test_a_model_written_by_safetensors_save_model_loads(tmp_path, small, ours_or_theirs):
+    """Of two tied matrices it keeps the one whose name comes first, lm_head.weight."""
+    tying, theirs, inputs = small
+    model = theirs
+    if ours_or_theirs == "ours":
+        config = Qwen2VLConfig.from_dict(small_config(tying == "tied"))
+        model = Qwen2VLForConditionalGeneration(config).eval()
+        model.load_state_dict(folders.official_tensors(theirs))
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    write_json(tmp_path / "config.json", small_config(tying == "tied"))
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as weights:
+        names = set(weights.keys())
+    has_table = any(name.endswith("embed_tokens.weight") for name in names)
+    assert "lm_head.weight" in names and has_table == (tying == "untied")
+    assert error(logits(load_model(tmp_path), inputs), logits(theirs, inputs)) <= TOLERANCE
+
+
+def test_a_folder_saved_again_after_float_is_read_in_float32(tmp_path, small):
+    tying, theirs, inputs = small
+    reference = transformers.Qwen2VLForConditionalGeneration
+    half = copy.deepcopy(theirs).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    whole = reference.from_pretrained(tmp_path / "half", dtype="auto").float()
+    # A step of training: values that bfloat16 does not have.
+    with torch.no_grad():
+        for p in whole.parameters():
+            p.mul_(1.0001)
+    whole.save_pretrained(tmp_path / "whole")
+    content = read_json(tmp_path / "whole" / "config.json")
+    assert content["dtype"] == "float32"
+    assert content["text_config"]["dtype"] == "bfloat16"
+
+    ours = load_model(tmp_path / "whole")
+    assert ours.dtype == torch.float32
+    assert error(logits(ours, inputs), logits(whole.eval(), inputs)) <= TOLERANCE
+    assert load_model(tmp_path / "half").dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------------------------- whole folders
+
+
+def write_expected(folder: Path, tied: bool, processor: str, tensors: dict[str, Tensor]) -> None:
+    """The folder in the official layout that another one must equal."""
+    folder.mkdir()
+    config = small_config(tied)
+    write_json(folder / "config.json", config)
+    folders.write_plain_processor(folder, processor)
+    folders.write_weights(
+        folder, folders.rename(tensors, "official", "embedding" if tied else None)
+    )
+    greedy = {"eos_token_id": [692, 690], "pad_token_id": 690, "do_sample": False}
+    write_json(folder / "generation_config.json", greedy)
+
+
+def assert_same_folder(found: Path, expected: Path, what: object) -> None:
+    """Same ids, pixels, logits, and greedy answer."""
+    found_inputs, expected_inputs = process(found), process(expected)
+    assert found_inputs.keys() == expected_inputs.keys(), what
+    for name, tensor in expected_inputs.items():
+        assert torch.equal(found_inputs[name], tensor), f"{name}: {what}"
+    found_model, expected_model = load_model(found), load_model(expected)
+    expected_logits = logits(expected_model, expected_inputs)
+    assert torch.equal(logits(found_model, found_inputs), expected_logits), what
+    answer = found_model.generate(**found_inputs, max_new_tokens=6)
+    assert torch.equal(answer, expected_model.generate(**expected_inputs, max_new_tokens=6)), what
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_whole_folder_saved_by_any_version_equals_the_plain_one(tmp_path, small, version):
+    tying, theirs, _ = small
+    tensors = folders.official_tensors(theirs)
+    write_expected(tmp_path / "plain", tying == "tied", "official", tensors)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for name, content in folders.saved_files(version, tying).items():
+        folders.write_content(saved / name, content)
+    folders.write_saved_processor(saved, version)
+    names = SAVED[version][f"{tying}/names in the file"]
+    folders.write_weights(saved, named_as(names, theirs))
+    assert_same_folder(saved, tmp_path / "plain", version)
+
+
+def test_the_newest_version_writes_other_files_than_the_official_repositories():
+    """What the test above is about, in its last case."""
+    names = SAVED[NEWEST]["official/names"]
+    assert "processor_config.json" in names and "chat_template.jinja" in names
+    assert "preprocessor_config.json" not in names
+
+
+def test_folders_that_combine_what_tools_write_equal_the_plain_one(tmp_path, amount):
+    rng = random.Random(15)
+    models = {
+        tied: folders.official_tensors(folders.small_reference(tied)) for tied in (True, False)
+    }
+    for i in range(amount(10, 80)):
+        style = folders.draw_style(rng)
+        expected = tmp_path / f"{style.tied}-{style.processor}"
+        if not expected.exists():
+            write_expected(expected, style.tied, style.processor, models[style.tied])
+        found = tmp_path / str(i)
+        folders.write_folder(found, style, models[style.tied])
+        assert_same_folder(found, expected, style)
+
+
+def test_the_styles_that_are_combined_cover_every_choice():
+    """So that no choice is there in name only."""
+    rng = random.Random(15)
+    styles = [folders.draw_style(rng) for _ in range(80)]
+    for field in dataclasses.fields(Style):
+        found = {getattr(style, field.name) for style in styles}
+        choices = {
+            "config": {PLAIN, *VERSIONS},
+            "processor_version": {PLAIN, *VERSIONS},
+            "processor": set(PROCESSORS),
+            "names": set(folders.NAME_STYLES),
+            "tied_names": {None, *folders.TIED_STYLES},
+            "tokenizer": set(folders.TOKENIZER_STYLES),
+            "template": set(folders.TEMPLATE_STYLES),
+            "dtype": set(folders.DTYPE_STYLES),
+        }
+        assert found >= choices.get(field.name, set()), field.name
