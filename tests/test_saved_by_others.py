@@ -4,7 +4,6 @@ What eleven versions of transformers write is stored (helpers/saved_inputs.py). 
 random, and the reference computes with the same.
 """
 
-import copy
 import dataclasses
 import json
 import random
@@ -23,6 +22,7 @@ from processor import BatchFeature, Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from tests.helpers import saved_folders as folders
 from tests.helpers.reference import TOLERANCE, error, reference_config
+from tests.helpers.saved_folders import PLAIN, SAVED, Style, write_json
 from tests.helpers.saved_inputs import (
     IMAGE_SIZES,
     NEWEST,
@@ -34,7 +34,6 @@ from tests.helpers.saved_inputs import (
     gradient,
     small_config,
 )
-from tests.helpers.saved_folders import PLAIN, SAVED, Style, write_json
 
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>")
 
@@ -236,8 +235,10 @@ def test_a_model_written_by_safetensors_save_model_loads(tmp_path, small, ours_o
 def test_a_folder_saved_again_after_float_is_read_in_float32(tmp_path, small):
     tying, theirs, inputs = small
     reference = transformers.Qwen2VLForConditionalGeneration
-    half = copy.deepcopy(theirs).to(torch.bfloat16)
-    half.save_pretrained(tmp_path / "half")
+    config = {**small_config(tying == "tied"), "torch_dtype": "bfloat16"}
+    half = reference(reference_config(config))
+    half.load_state_dict(theirs.state_dict())
+    half.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     whole = reference.from_pretrained(tmp_path / "half", dtype="auto").float()
     # A step of training: values that bfloat16 does not have.
     with torch.no_grad():

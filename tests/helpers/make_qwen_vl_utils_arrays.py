@@ -1,8 +1,8 @@
 """Stores what qwen-vl-utils and transformers 4.57.6 make of the official examples.
 
-Writes qwen_vl_utils_arrays.npz.xz and official_examples.json: of each example what process_vision_info
-returns, and with it the prompts, ids, grids, a sample of the pixel values, and the greedy answer of
-"tiny", all by the processor and the model of transformers. Both need torchvision, which breaks the
+Writes qwen_vl_utils_arrays.npz.xz and official_examples.json: of each example what
+process_vision_info returns, and with it the prompts, ids, grids, a sample of the pixel values, and
+the greedy answer of "tiny", all by the processor and the model of transformers. Both need torchvision, which breaks the
 import of transformers beside the CPU build of torch, so run it in environments of their own, one
 for each version of qwen-vl-utils:
 
