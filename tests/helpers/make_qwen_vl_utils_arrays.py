@@ -2,9 +2,9 @@
 
 Writes qwen_vl_utils_arrays.npz.xz and official_examples.json: of each example what
 process_vision_info returns, and with it the prompts, ids, grids, a sample of the pixel values, and
-the greedy answer of "tiny", all by the processor and the model of transformers. Both need torchvision, which breaks the
-import of transformers beside the CPU build of torch, so run it in environments of their own, one
-for each version of qwen-vl-utils:
+the greedy answer of "tiny", all by the processor and the model of transformers. Both need
+torchvision, which breaks the import of transformers beside the CPU build of torch, so run it in
+environments of their own, one for each version of qwen-vl-utils:
 
     python -m venv venv-utils && . venv-utils/bin/activate
     pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu

@@ -28,8 +28,8 @@ PROCESSORS = ("official", "changed", "video")
 CHANGED_LIMITS = {"min_pixels": 64 * 28 * 28, "max_pixels": 320 * 28 * 28}
 VIDEO_LIMITS = {"shortest_edge": 16 * 28 * 28, "longest_edge": 100 * 28 * 28}
 # (height, width) of images whose grids are compared: enlarged, left alone, shrunk.
-IMAGE_SIZES = [(28, 28), (84, 84), (333, 500), (876, 1300), (1200, 60), (600, 2000)]
-VIDEO_SIZES = [(84, 84), (360, 640)]
+IMAGE_SIZES = [(28, 28), (84, 84), (333, 500), (520, 760), (900, 60)]
+VIDEO_SIZES = [(84, 84), (260, 400)]
 VIDEO_FRAMES = 4
 
 
