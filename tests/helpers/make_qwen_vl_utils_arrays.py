@@ -2,13 +2,14 @@
 
 Writes qwen_vl_utils_arrays.npz.xz and official_examples.json: of each example what
 process_vision_info returns, and with it the prompts, ids, grids, a sample of the pixel values, and
-the greedy answer of "tiny", all by the processor and the model of transformers. Both need
-torchvision, which breaks the import of transformers beside the CPU build of torch, so run it in
-environments of their own, one for each version of qwen-vl-utils:
+the greedy answer of "tiny", all by the processor and the model of transformers; the latter also of
+the examples in the documentation of transformers. Both packages need torchvision, which breaks the
+import of transformers beside the CPU build of torch, so run it in environments of their own, one
+for each version of qwen-vl-utils:
 
     python -m venv venv-utils && . venv-utils/bin/activate
     pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
-    pip install transformers==4.57.6 numpy pillow requests packaging decord==0.6.0
+    pip install transformers==4.57.6 numpy pillow requests packaging decord==0.6.0 av
     pip install --no-deps torchvision==0.28.0 qwen-vl-utils==0.0.8
     python tests/helpers/make_qwen_vl_utils_arrays.py
 
@@ -32,17 +33,24 @@ for operator in ("nms", "qnms"):
     OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import transformers  # noqa: E402
+from transformers import video_utils  # noqa: E402
+
+# The documentation's clips are read with PyAV: torchvision no longer reads any.
+video_utils.VIDEO_DECODERS["torchvision"] = video_utils.VIDEO_DECODERS["pyav"]
 
 # Beside this script.
 from official_examples import (  # noqa: E402
     ANSWERS,
     ARRAYS,
+    DOCUMENTED_OPTIONS,
     LATER,
     LIMITED,
     NEW_TOKENS,
     PROCESSOR_LIMITS,
+    RESOLUTIONS,
     UTILS_VERSIONS,
     conversations,
+    documentation,
     pack,
     read_arrays,
     rendered,
@@ -51,6 +59,7 @@ from official_examples import (  # noqa: E402
     write_tiny_folder,
 )
 from qwen_vl_utils import process_vision_info  # noqa: E402
+from saved_inputs import TINY, read_saved  # noqa: E402
 
 PIXELS = ("pixel_values", "pixel_values_videos")
 
@@ -86,20 +95,66 @@ def run(name: str, messages: list, folder: Path, arrays: dict[str, np.ndarray]) 
     inputs = processor(
         text=prompts, images=images, videos=videos, padding=True, return_tensors="pt", **kwargs
     )
+    label = f"{importlib.metadata.version('qwen-vl-utils')}/{name}"
+    stored.update(answer(label, folder, processor, inputs, arrays))
+    return stored
+
+
+def answer(
+    label: str,
+    folder: Path,
+    processor: transformers.ProcessorMixin,
+    inputs: transformers.BatchFeature,
+    arrays: dict[str, np.ndarray],
+) -> dict:
+    """What the model says to inputs: what is stored as JSON; tensors go into `arrays`."""
     model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder)
     output = model.generate(**inputs, max_new_tokens=NEW_TOKENS)
     answers = output[:, inputs.input_ids.shape[1] :]
+    stored: dict = {"tensors": sorted(inputs)}
     stored["answers"] = processor.batch_decode(
         answers, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-
-    stored["tensors"] = sorted(inputs)
     for key, tensor in [*inputs.items(), ("answer_ids", answers)]:
         values = tensor.numpy()
-        label = f"{importlib.metadata.version('qwen-vl-utils')}/{name}/{key}"
-        arrays[label] = sample(values) if key in PIXELS else values.astype(np.int32)
+        arrays[f"{label}/{key}"] = sample(values) if key in PIXELS else values.astype(np.int32)
         stored[f"{key} shape"] = list(values.shape)
     return stored
+
+
+def run_documentation(name: str, conversation: list, arrays: dict[str, np.ndarray]) -> dict:
+    """One example of the documentation, with "tiny" as it is, which has limits for videos."""
+    limits = RESOLUTIONS.get(name, {})
+    processor = transformers.AutoProcessor.from_pretrained(TINY, **limits)
+    image_processor = transformers.Qwen2VLImageProcessor.from_pretrained(TINY, **limits)
+    processor.image_processor = image_processor
+    processor.chat_template = read_saved()["4.45.2"]["official/chat_template.json"]["chat_template"]
+    inputs = processor.apply_chat_template(
+        with_items(conversation),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        **DOCUMENTED_OPTIONS.get(name, {}),
+    )
+    return answer(f"documentation/{name}", TINY, processor, inputs, arrays)
+
+
+def with_items(conversation: list) -> list:
+    """A conversation, or a batch of them, with items of text in place of strings.
+
+    The page has a message that is a string, which this version can't tokenize.
+    """
+    if isinstance(conversation[0], list):
+        return [with_items(one) for one in conversation]
+    messages = []
+    for message in conversation:
+        content = message["content"]
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        messages.append({**message, "content": content})
+    return messages
 
 
 def main() -> None:
@@ -114,6 +169,11 @@ def main() -> None:
             examples[name] = run(name, messages, Path(work), arrays)
             print(name, examples[name]["answers"])
 
+    documented = {}
+    for name, conversation in documentation().items():
+        documented[name] = run_documentation(name, conversation, arrays)
+        print(name, documented[name]["answers"])
+
     # Beside what the other version has given, of which equal arrays are stored once.
     stored = {}
     if ANSWERS.exists():
@@ -123,6 +183,7 @@ def main() -> None:
         }
         arrays = {**kept, **arrays}
     stored[version] = examples
+    stored["documentation"] = documented
     lines = json.dumps(stored, ensure_ascii=False, indent=1, default=list)
     ANSWERS.write_text(lines + "\n", encoding="utf-8")
     write_arrays(arrays)

@@ -128,6 +128,41 @@ def conversations() -> dict[str, list]:
     }
 
 
+# The limits that the documentation shows.
+RESOLUTIONS = {
+    "224 to 2048": {"min_pixels": 224 * 224, "max_pixels": 2048 * 2048},
+    "256 to 1024 tokens": {"min_pixels": 256 * 28 * 28, "max_pixels": 1024 * 28 * 28},
+}
+
+
+# What apply_chat_template gets besides, in the examples with a video.
+DOCUMENTED_OPTIONS = {"video": {"video_fps": 1}, "batch": {"video_fps": 1}}
+
+
+def documentation() -> dict[str, list]:
+    """The conversations of the Qwen2-VL page in the documentation of transformers, by name.
+
+    They go to apply_chat_template with DOCUMENTED_OPTIONS. Only the names of files are not those
+    of the page. Source: docs/source/en/model_doc/qwen2_vl.md of transformers.
+    """
+    image_item = {"type": "image", "url": path("shapes.png")}
+    wide = {"type": "image", "path": path("wide.png")}
+    tall = {"type": "image", "path": path("tall.png")}
+    triangle = {"type": "image", "path": path("triangle.png")}
+    video_item = {"type": "video", "path": path("moving.mp4")}
+    return {
+        "image": user(image_item, DESCRIBE),
+        "video": user(video_item, text("What happened in the video?")),
+        "batch": [
+            user({"type": "image", "path": path("shapes.png")}, DESCRIBE),
+            user(wide, tall, text("What is written in the pictures?")),
+            [{"role": "user", "content": "who are you?"}],
+            user(tall, triangle, video_item, text("What are the common elements in these medias?")),
+        ],
+        **{name: user(triangle, DESCRIBE) for name in RESOLUTIONS},
+    }
+
+
 def rendered(processor: object, messages: list) -> list[str]:
     """The prompts of an example: one, or those of a batch, each from a call of its own."""
     is_batch = isinstance(messages[0], list)
