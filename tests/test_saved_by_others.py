@@ -70,6 +70,24 @@ def small(request, tmp_path_factory) -> tuple[str, transformers.PreTrainedModel,
     return "tied" if tied else "untied", model, process(folder)
 
 
+@pytest.fixture(scope="module")
+def versions(amount) -> list[str]:
+    """All versions with --full; by default those that wrote another model than the one before."""
+    if amount(0, 1):
+        return VERSIONS
+    chosen = []
+    before = None
+    for version in VERSIONS:
+        written = {}
+        for name, content in SAVED[version].items():
+            if name.startswith(("tied/", "untied/")):
+                written[name] = content
+        if written != before:
+            chosen.append(version)
+        before = written
+    return chosen
+
+
 # ------------------------------------------------------------------------------------ config.json
 
 
@@ -121,49 +139,51 @@ def grids(folder: Path) -> tuple[list[list[int]], list[list[int]]]:
     return image_output["image_grid_thw"].tolist(), video_output["video_grid_thw"].tolist()
 
 
-def has_own_video_limits(version: str, processor: str) -> bool:
-    return processor == "video" and folders.has_processor(version, processor)
-
-
 @pytest.mark.parametrize("processor", PROCESSORS)
-@pytest.mark.parametrize("version", VERSIONS)
-def test_limits_are_those_of_the_version_that_saved_them(tmp_path, version, processor):
-    if not folders.has_processor(version, processor):
-        pytest.skip(f"{version} has no processor of videos")
+def test_limits_are_those_of_the_version_that_saved_them(tmp_path, processor):
     plain = tmp_path / "plain"
     plain.mkdir()
     write_json(plain / "config.json", small_config(tied=True))
     folders.write_plain_processor(plain, processor)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    write_json(saved / "config.json", small_config(tied=True))
-    folders.write_saved_processor(saved, version, processor)
+    plain_video_grids = grids(plain)[1]
 
-    image_grids, video_grids = grids(saved)
-    assert image_grids == SAVED[version][f"{processor}/image grids"]
-    if has_own_video_limits(version, processor):
-        assert video_grids == SAVED[version][f"{processor}/video grids"]
-    else:
-        # Limits that only repeat those of images are taken as absent; the version obeys them.
-        assert video_grids == grids(plain)[1]
-        assert video_grids != SAVED[version][f"{processor}/video grids"]
+    for version in VERSIONS:
+        if not folders.has_processor(version, processor):
+            continue
+        saved = tmp_path / version
+        saved.mkdir()
+        write_json(saved / "config.json", small_config(tied=True))
+        folders.write_saved_processor(saved, version, processor)
+        image_grids, video_grids = grids(saved)
+        assert image_grids == SAVED[version][f"{processor}/image grids"], version
+        if processor == "video":
+            assert video_grids == SAVED[version]["video/video grids"], version
+        else:
+            # Limits that only repeat those of images are taken as absent; the version obeys them.
+            assert video_grids == plain_video_grids, version
+            assert video_grids != SAVED[version][f"{processor}/video grids"], version
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_official_tokenizer_saved_by_any_version_gives_the_same_ids(
-    official, tmp_path, version, amount
-):
-    if amount(0, 1) == 0 and version not in ("4.45.2", NEWEST):
-        pytest.skip("one old and one new version without --full")
+def test_versions_from_4_52_on_have_limits_of_their_own_for_videos():
+    """Those that the test above tries "video" with."""
+    found = [version for version in VERSIONS if folders.has_processor(version, "video")]
+    assert found == ["4.52.4", "4.55.4", "4.57.6", "5.24.0"]
+
+
+def test_the_official_tokenizer_saved_by_any_version_gives_the_same_ids(official, tmp_path, amount):
     text = "Is it 3.5 € or 私たち? <|object_ref_start|>the dog<|object_ref_end|> <|im_end|>\n\n"
-    (tmp_path / "tokenizer.json").write_bytes((official / "tokenizer.json").read_bytes())
-    for name, content in folders.saved_files(version, "tokenizer").items():
-        folders.write_content(tmp_path / name, content)
-    tokenizer = load.load_tokenizer(tmp_path)
     reference = transformers.AutoTokenizer.from_pretrained(official)
-    assert tokenizer.encode(text).ids == reference(text)["input_ids"]
-    for token in CONTROL_TOKENS:
-        assert tokenizer.token_to_id(token) == reference.convert_tokens_to_ids(token)
+    for version in VERSIONS if amount(0, 1) else [VERSIONS[0], NEWEST]:
+        folder = tmp_path / version
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes((official / "tokenizer.json").read_bytes())
+        for name, content in folders.saved_files(version, "tokenizer").items():
+            folders.write_content(folder / name, content)
+        tokenizer = load.load_tokenizer(folder)
+        assert tokenizer.encode(text).ids == reference(text)["input_ids"], version
+        for token in CONTROL_TOKENS:
+            expected = reference.convert_tokens_to_ids(token)
+            assert tokenizer.token_to_id(token) == expected, f"{version}: {token}"
 
 
 # ----------------------------------------------------------------------------------------- models
@@ -183,22 +203,36 @@ def named_as(names: list[str], model: transformers.PreTrainedModel) -> dict[str,
 
 
 @pytest.mark.parametrize("names", ["names in the file", "names in memory"])
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_model_saved_by_any_version_gives_the_references_logits(tmp_path, small, version, names):
+def test_a_model_saved_by_any_version_gives_the_references_logits(tmp_path, small, versions, names):
     tying, theirs, inputs = small
-    write_json(tmp_path / "config.json", SAVED[version][f"{tying}/config.json"])
-    tensors = named_as(SAVED[version][f"{tying}/{names}"], theirs)
-    folders.write_weights(tmp_path, tensors)
-    ours = load_model(tmp_path)
-    assert ours.dtype == torch.float32
-    assert error(logits(ours, inputs), logits(theirs, inputs)) <= TOLERANCE
+    expected = logits(theirs, inputs)
+    for version in versions:
+        folder = tmp_path / version
+        folder.mkdir()
+        write_json(folder / "config.json", SAVED[version][f"{tying}/config.json"])
+        tensors = named_as(SAVED[version][f"{tying}/{names}"], theirs)
+        folders.write_weights(folder, tensors)
+        ours = load_model(folder)
+        assert ours.dtype == torch.float32, version
+        assert error(logits(ours, inputs), expected) <= TOLERANCE, version
 
-    # The reference reads these weights as we do.
-    again, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
-        tmp_path, config=reference_config(small_config(tying == "tied")), output_loading_info=True
-    )
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert torch.equal(logits(again.eval(), inputs), logits(theirs, inputs))
+
+@pytest.mark.parametrize("names", ["names in the file", "names in memory"])
+def test_the_reference_reads_the_weights_of_these_folders_alike(tmp_path, small, versions, names):
+    """So the names above are given to the right tensors."""
+    tying, theirs, inputs = small
+    config = reference_config(small_config(tying == "tied"))
+    for version in versions:
+        folder = tmp_path / version
+        folder.mkdir()
+        write_json(folder / "config.json", small_config(tying == "tied"))
+        folders.write_weights(folder, named_as(SAVED[version][f"{tying}/{names}"], theirs))
+        again, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            folder, config=config, output_loading_info=True
+        )
+        assert not info["missing_keys"] and not info["unexpected_keys"], version
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor), f"{version}: {name}"
 
 
 @pytest.mark.parametrize("style", list(folders.NAME_STYLES))
@@ -284,19 +318,19 @@ def assert_same_folder(found: Path, expected: Path, what: object) -> None:
     assert torch.equal(answer, expected_model.generate(**expected_inputs, max_new_tokens=6)), what
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_whole_folder_saved_by_any_version_equals_the_plain_one(tmp_path, small, version):
+def test_a_whole_folder_saved_by_any_version_equals_the_plain_one(tmp_path, small, versions):
     tying, theirs, _ = small
     tensors = folders.official_tensors(theirs)
     write_expected(tmp_path / "plain", tying == "tied", "official", tensors)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    for name, content in folders.saved_files(version, tying).items():
-        folders.write_content(saved / name, content)
-    folders.write_saved_processor(saved, version)
-    names = SAVED[version][f"{tying}/names in the file"]
-    folders.write_weights(saved, named_as(names, theirs))
-    assert_same_folder(saved, tmp_path / "plain", version)
+    for version in versions:
+        saved = tmp_path / version
+        saved.mkdir()
+        for name, content in folders.saved_files(version, tying).items():
+            folders.write_content(saved / name, content)
+        folders.write_saved_processor(saved, version)
+        names = SAVED[version][f"{tying}/names in the file"]
+        folders.write_weights(saved, named_as(names, theirs))
+        assert_same_folder(saved, tmp_path / "plain", version)
 
 
 def test_the_newest_version_writes_other_files_than_the_official_repositories():
