@@ -220,7 +220,7 @@ def test_a_model_saved_by_any_version_gives_the_references_logits(tmp_path, smal
 @pytest.mark.parametrize("names", ["names in the file", "names in memory"])
 def test_the_reference_reads_the_weights_of_these_folders_alike(tmp_path, small, versions, names):
     """So the names above are given to the right tensors."""
-    tying, theirs, inputs = small
+    tying, theirs, _ = small
     config = reference_config(small_config(tying == "tied"))
     for version in versions:
         folder = tmp_path / version
@@ -305,23 +305,28 @@ def write_expected(folder: Path, tied: bool, processor: str, tensors: dict[str, 
     write_json(folder / "generation_config.json", greedy)
 
 
-def assert_same_folder(found: Path, expected: Path, what: object) -> None:
-    """Same ids, pixels, logits, and greedy answer."""
-    found_inputs, expected_inputs = process(found), process(expected)
-    assert found_inputs.keys() == expected_inputs.keys(), what
-    for name, tensor in expected_inputs.items():
-        assert torch.equal(found_inputs[name], tensor), f"{name}: {what}"
-    found_model, expected_model = load_model(found), load_model(expected)
-    expected_logits = logits(expected_model, expected_inputs)
-    assert torch.equal(logits(found_model, found_inputs), expected_logits), what
-    answer = found_model.generate(**found_inputs, max_new_tokens=6)
-    assert torch.equal(answer, expected_model.generate(**expected_inputs, max_new_tokens=6)), what
+def outputs(folder: Path) -> dict[str, Tensor]:
+    """What a folder gives: the tensors of its processor, logits, and a greedy answer."""
+    inputs = process(folder)
+    model = load_model(folder)
+    given = dict(inputs)
+    given["logits"] = logits(model, inputs)
+    given["answer"] = model.generate(**inputs, max_new_tokens=6)
+    return given
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], what: object) -> None:
+    """Same ids, pixels, grids, logits, and answer; `what` was tried."""
+    assert found.keys() == expected.keys(), what
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), f"{name}: {what}"
 
 
 def test_a_whole_folder_saved_by_any_version_equals_the_plain_one(tmp_path, small, versions):
     tying, theirs, _ = small
     tensors = folders.official_tensors(theirs)
     write_expected(tmp_path / "plain", tying == "tied", "official", tensors)
+    expected = outputs(tmp_path / "plain")
     for version in versions:
         saved = tmp_path / version
         saved.mkdir()
@@ -330,7 +335,7 @@ def test_a_whole_folder_saved_by_any_version_equals_the_plain_one(tmp_path, smal
         folders.write_saved_processor(saved, version)
         names = SAVED[version][f"{tying}/names in the file"]
         folders.write_weights(saved, named_as(names, theirs))
-        assert_same_folder(saved, tmp_path / "plain", version)
+        assert_same(outputs(saved), expected, version)
 
 
 def test_the_newest_version_writes_other_files_than_the_official_repositories():
@@ -342,17 +347,20 @@ def test_the_newest_version_writes_other_files_than_the_official_repositories():
 
 def test_folders_that_combine_what_tools_write_equal_the_plain_one(tmp_path, amount):
     rng = random.Random(15)
-    models = {
-        tied: folders.official_tensors(folders.small_reference(tied)) for tied in (True, False)
-    }
+    tensors_of = {}
+    for tied in (True, False):
+        tensors_of[tied] = folders.official_tensors(folders.small_reference(tied))
+    expected = {}
     for i in range(amount(10, 80)):
         style = folders.draw_style(rng)
-        expected = tmp_path / f"{style.tied}-{style.processor}"
-        if not expected.exists():
-            write_expected(expected, style.tied, style.processor, models[style.tied])
-        found = tmp_path / str(i)
-        folders.write_folder(found, style, models[style.tied])
-        assert_same_folder(found, expected, style)
+        tensors = tensors_of[style.tied]
+        kind = f"{style.tied}-{style.processor}"
+        if kind not in expected:
+            write_expected(tmp_path / kind, style.tied, style.processor, tensors)
+            expected[kind] = outputs(tmp_path / kind)
+        folder = tmp_path / str(i)
+        folders.write_folder(folder, style, tensors)
+        assert_same(outputs(folder), expected[kind], style)
 
 
 def test_the_styles_that_are_combined_cover_every_choice():

@@ -45,9 +45,9 @@ def small_reference(tied: bool) -> transformers.Qwen2VLForConditionalGeneration:
 
 
 def conversation() -> list[dict]:
-    """A question about an image and a video of four frames, which are in memory."""
-    frames = [gradient(84 + i, 84 + i)[i:, i:] for i in range(4)]
-    image = Image.fromarray(gradient(100, 150))
+    """A question about an image and a video of two frames, which are in memory."""
+    frames = [gradient(84, 84), gradient(90, 90)[6:, 6:]]
+    image = Image.fromarray(gradient(80, 120))
     content = [
         {"type": "image", "image": image},
         {"type": "video", "video": [Image.fromarray(frame) for frame in frames]},
