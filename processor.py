@@ -27,6 +27,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,6 +37,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
+from qwen2vl_extras import processor_files
+from qwen2vl_extras.added_tokens import role_texts
+from qwen2vl_extras.chat_template import (
+    choose_template,
+    plain_messages,
+    read_templates,
+    render_conversations,
+    template_variables,
+    writes_the_same,
+)
 from qwen2vl_extras.clips import check_metadata, float_frames, frames_of, is_frames, list_videos
 from qwen2vl_extras.errors import shorten
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
@@ -77,9 +88,38 @@ class BatchFeature(dict[str, Tensor]):
             return self[name]
         raise AttributeError(f"no entry {name!r}: there are {', '.join(self)}")
 
-    def to(self, device: str | torch.device) -> "BatchFeature":
-        """All tensors on another device."""
-        return BatchFeature({key: value.to(device) for key, value in self.items()})
+    def __setattr__(self, name: str, value: Tensor) -> None:
+        self[name] = value
+
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """The entries; the name is that of `transformers`."""
+        return self
+
+    def copy(self) -> "BatchFeature":
+        return BatchFeature(self)
+
+    def to(
+        self,
+        device: str | int | torch.device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> "BatchFeature":
+        """Move all tensors to a device and cast those of floats; returns this same object.
+
+        As in torch, a dtype may stand in the first place.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if not isinstance(device, (str, int, torch.device, type(None))):
+            raise ValueError(f"to() takes a device and a dtype, not a {type(device).__name__}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"to() casts to floating dtypes only, not to {dtype}")
+        for key, value in self.items():
+            # Ids, masks and grids stay integers.
+            new_dtype = dtype if value.is_floating_point() else None
+            self[key] = value.to(device=device, dtype=new_dtype, non_blocking=non_blocking)
+        return self
 
 
 # ------------------------------------------------------------- options of an image or video
@@ -115,8 +155,8 @@ def source_and_options(
     return source, merged([*files, stated])
 
 
-def check_options(padding: bool | str, return_tensors: str, options: Options) -> Options:
-    """The options of a call of the processor that act, checked.
+def check_options(padding: bool | str, return_tensors: str, options: Options, what: str) -> Options:
+    """The options of a call of `what` that act, checked.
 
     padding, return_tensors: taken because `transformers` has them; rows are always padded
     to the longest, and tensors are those of PyTorch. ValueError for what is not supported.
@@ -127,7 +167,7 @@ def check_options(padding: bool | str, return_tensors: str, options: Options) ->
             f"got {padding=}, {return_tensors=}"
         )
     neutral = {**NEUTRAL_MEDIA, **NEUTRAL_TEXT}
-    return call_options(options, ALL_OPTIONS, neutral, "the processor")
+    return call_options(options, ALL_OPTIONS, neutral, what)
 
 
 def flatten_nested(media: object) -> list:
@@ -252,21 +292,34 @@ class Qwen2VLImageProcessor:
     device: str | torch.device = "cpu"  # where torch resizes: videos, and images of the Fast class
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **given: object) -> "Qwen2VLImageProcessor":
-        """A checkpoint's preprocessor_config.json; `given` fields override it."""
+    def from_pretrained(
+        cls, name: str | os.PathLike, use_fast: bool | None = None, **given: object
+    ) -> "Qwen2VLImageProcessor":
+        """The settings of images in a checkpoint's files; `given` fields override them.
+
+        use_fast: True for Qwen2VLImageProcessorFast, False for Qwen2VLImageProcessor, by
+        default the class that it is called on.
+        """
+        if use_fast is not None:
+            cls = Qwen2VLImageProcessorFast if use_fast else Qwen2VLImageProcessor
         folder = load.find_checkpoint(name, weights=False)
-        config = load.read_json(folder, "preprocessor_config.json")
-        # Newer files state the limits as edges, though they are numbers of pixels.
-        size = config.get("size") or {}
-        limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        of_images, _ = load.read_media_config(folder)
 
         # A file may lack any of them.
         settings: dict = {}
-        for stated in (limits, config, given):  # the later overrides
+        for stated in (of_images, given):  # the later overrides
             for f in fields(cls):
                 if stated.get(f.name) is not None:
                     settings[f.name] = stated[f.name]
         return cls(**settings)
+
+    def settings(self) -> dict[str, object]:
+        """The content of a preprocessor_config.json that says what this processor does."""
+        content: dict[str, object] = {"image_processor_type": type(self).__name__}
+        for f in fields(self):
+            if f.name != "device":  # where to compute, not what
+                content[f.name] = getattr(self, f.name)
+        return content
 
     def target_size(self, height: int, width: int, options: Options) -> tuple[int, int]:
         """The (height, width) to which an image or frame of the given size is resized.
@@ -330,6 +383,17 @@ class Qwen2VLImageProcessor:
         for source, target in zip(patches.split(256), values.split(256), strict=True):
             target.copy_(source).div_(255).sub_(mean).div_(std)
         return values
+
+    def preprocess(
+        self, images: object, videos: None = None, return_tensors: str = "pt", **options: object
+    ) -> BatchFeature:
+        """The same as calling the processor, under its name in `transformers`.
+
+        videos: None only, since they are given to Qwen2VLProcessor.
+        """
+        if videos is not None:
+            raise ValueError("preprocess takes videos=None only: give videos to Qwen2VLProcessor")
+        return self(images, return_tensors, **options)
 
     def fixed_options(self) -> dict[str, list[object]]:
         """What is settled when it is made; a call may only repeat it. Each with its values."""
@@ -496,7 +560,9 @@ class VideoReader:
             frames = [self.prepare_floats(frame, len(floats)) for frame in floats]
         else:
             # Each frame is resized as soon as it is decoded.
-            frames = read_video(video, self.choose_frames, self.prepare_frame)
+            start = self.options.get("video_start", 0)
+            end = self.options.get("video_end", math.inf)
+            frames = read_video(video, self.choose_frames, self.prepare_frame, start, end)
         sizes = {tuple(frame.shape[2:]) for frame in frames}
         if len(sizes) > 1:
             names = " and ".join(str(size) for size in sizes)
@@ -504,27 +570,17 @@ class VideoReader:
         return torch.cat(frames)
 
     def choose_frames(self, total: int, rate: float) -> list[int]:
-        """Indices of the frames to keep of `total` frames, `rate` a second."""
-        # The frames of the part between video_start and video_end, in seconds. Frame i is
-        # shown at i / rate, and the one at video_end belongs to the part. 0.7 s * 10 is
-        # 7.000000000000001 in floats, which still is frame 7.
-        start = self.options.get("video_start", 0)
-        end = self.options.get("video_end", math.inf)
-        first = math.ceil(start * rate - 1e-6)
-        stop = int(min(total, end * rate + 1 + 1e-6))
-        if stop <= first:
-            seconds = total / rate
-            raise ValueError(f"none of its {seconds:.2f} s lies in {start} to {end} s")
-        if self.options.get("do_sample_frames") is False:
-            return list(range(first, stop))
+        """Indices of the frames to keep of `total` frames, `rate` a second.
 
+        They are the frames between video_start and video_end.
+        """
+        if self.options.get("do_sample_frames") is False:
+            return list(range(total))
         settings = {}
         for name in ("fps", "nframes", "min_frames", "max_frames"):
             if name in self.options:
                 settings[name] = self.options[name]
-        # Choose among them, and count from the beginning of the video again.
-        chosen = sample_frames(stop - first, rate, **settings)
-        return [first + i for i in chosen]
+        return sample_frames(total, rate, **settings)
 
     def prepare_frame(self, frame: Image.Image, num_frames: int) -> Tensor:
         """A decoded frame, one of num_frames, as uint8 (1, 3, height, width)."""
@@ -580,8 +636,18 @@ def video_patches(
 IM_START, IM_END, ENDOFTEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 PLACEHOLDERS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-# They mark objects and boxes in text. Unlike other control tokens they count in a user's
-# text, too.
+# No text of a user becomes one of these.
+CONTROL_TOKENS = [
+    IM_START,
+    IM_END,
+    ENDOFTEXT,
+    VISION_START,
+    VISION_END,
+    "<|vision_pad|>",
+    *PLACEHOLDERS.values(),
+]
+# They mark objects and boxes in text. Unlike control tokens they count in a user's text, too,
+# and so do the tokens that a finetune has added.
 GROUNDING_TOKENS = [
     "<|object_ref_start|>",
     "<|object_ref_end|>",
@@ -599,6 +665,14 @@ class Piece(NamedTuple):
 
     text: str
     is_control: bool
+
+
+class RenderFlags(NamedTuple):
+    """How a conversation is rendered: the options of `render`, in their order."""
+
+    add_generation_prompt: bool
+    add_vision_id: bool
+    continue_final_message: bool
 
 
 class Turn(NamedTuple):
@@ -648,15 +722,21 @@ def item_kind(item: Item) -> str:
 
 
 def render(
-    turns: Sequence[Turn], add_generation_prompt: bool = False, add_vision_id: bool = False
+    turns: Sequence[Turn],
+    add_generation_prompt: bool = False,
+    add_vision_id: bool = False,
+    continue_final_message: bool = False,
 ) -> list[Piece]:
     """A conversation as the official Jinja template writes it, in pieces.
 
     Control tokens are kept apart from text, so that a user who types "<|im_end|>" gets text
     and not a control token. add_vision_id: number the images and videos, "Picture 1: ".
+    continue_final_message: end with the last text, which the model continues.
     """
     pieces = []
     counts = {"image": 0, "video": 0}
+    if continue_final_message:
+        turns = [*turns[:-1], cut_after_text(turns[-1])]
     # <|im_start|>role, the content, <|im_end|> for every turn.
     for role, items in turns:
         pieces.append(Piece(IM_START, is_control=True))
@@ -675,12 +755,32 @@ def render(
             pieces.append(Piece(VISION_END, is_control=True))
         pieces.append(Piece(IM_END, is_control=True))
         pieces.append(Piece("\n", is_control=False))
+    if continue_final_message:
+        del pieces[-2:]  # the end of the last turn
 
     # The beginning of an answer, which the model continues.
     if add_generation_prompt:
         pieces.append(Piece(IM_START, is_control=True))
         pieces.append(Piece("assistant\n", is_control=False))
     return pieces
+
+
+def cut_after_text(turn: Turn) -> Turn:
+    """A turn up to its last text; ValueError if it has none."""
+    kinds = [kind for kind, _ in turn.items]
+    if "text" not in kinds:
+        raise ValueError("continue_final_message: the last message has no text to continue")
+    while kinds[-1] != "text":
+        kinds.pop()
+    return Turn(turn.role, turn.items[: len(kinds)])
+
+
+def render_text(
+    conversation: Sequence[Message], add_generation_prompt: bool, add_vision_id: bool
+) -> str:
+    """A conversation as the official template writes it, in one string."""
+    turns = parse_conversation(conversation)
+    return "".join(piece.text for piece in render(turns, add_generation_prompt, add_vision_id))
 
 
 # ----------------------------------------------------------------------------------- tokens
@@ -697,6 +797,16 @@ def split_at_tokens(text: str, tokens: Iterable[str]) -> list[Piece]:
             pieces.append(Piece(part, is_token))
         is_token = not is_token
     return pieces
+
+
+def cut_control_tokens(text: str) -> list[str]:
+    """Text cut inside each control token that it spells, so that the tokenizer sees none.
+
+    The cut comes after "<|". There the tokenizer divides text anyway, since punctuation ends
+    and a word begins: so the ids are those of the whole text, read as text.
+    """
+    names = "|".join(re.escape(token.removeprefix("<|")) for token in CONTROL_TOKENS)
+    return re.split(f"(?<=<\\|)(?={names})", text)
 
 
 def expand_placeholders(ids: list[int], counts: Mapping[int, Iterator[int]]) -> list[int]:
@@ -770,8 +880,11 @@ class Qwen2VLProcessor:
     """Turns conversations, or rendered strings and their media, into the model's inputs.
 
     video_defaults: options of videos, of which later ones override earlier ones.
-    max_tokens: a longer prompt is an error. The tokenizer is set to take control tokens in
-    a string as plain text; only `encode` inserts them.
+    max_tokens: a longer prompt is an error. Control tokens in text are plain text; only
+    `encode` inserts them.
+
+    The attribute chat_template is None for the official template, which `render` writes; else
+    the checkpoint's own, or several by name.
     """
 
     def __init__(
@@ -785,44 +898,91 @@ class Qwen2VLProcessor:
         self.tokenizer = tokenizer
         self.video_defaults = video_defaults
         self.max_tokens = max_tokens
-        # The library's name misleads: with True a "<|im_end|>" in a string is ordinary text.
-        tokenizer.encode_special_tokens = True
+        self.source_texts: dict[str, str] = {}  # of the folder it was read from, by filename
+        self.chat_template: str | dict[str, str] | None = None
+        self.template_variables: dict[str, str | list[str]] = {}
+        self.known_templates: dict[str, bool] = {}  # whether they write what `render` writes
 
-        # Ids of the control tokens, by their text.
-        added_tokens = tokenizer.get_added_tokens_decoder()
+        # Ids of the tokens that are no text, by what they are written as: those that are marked
+        # as special, and the control tokens in any case.
         self.special_tokens = {}
-        for token_id, token in added_tokens.items():
-            if token.special:
+        ids = {}
+        for token_id, token in tokenizer.get_added_tokens_decoder().items():
+            ids[token.content] = token_id
+            if token.special or token.content in CONTROL_TOKENS:
                 self.special_tokens[token.content] = token_id
         # All that is used here must be there.
-        needed = [IM_START, IM_END, ENDOFTEXT, VISION_START, VISION_END]
-        needed += [*PLACEHOLDERS.values(), *GROUNDING_TOKENS]
-        missing = [token for token in needed if token not in self.special_tokens]
+        needed = [token for token in CONTROL_TOKENS if token != "<|vision_pad|>"]
+        needed += GROUNDING_TOKENS
+        missing = [token for token in needed if token not in ids]
         if missing:
             raise ValueError(f"this is no tokenizer of Qwen2-VL: it lacks {', '.join(missing)}")
+        self.control_ids = {ids[token] for token in CONTROL_TOKENS if token in ids}
         self.eos_token_id = self.special_tokens[IM_END]
         self.pad_token_id = self.special_tokens[ENDOFTEXT]
         self.image_token_id = self.special_tokens[PLACEHOLDERS["image"]]
         self.video_token_id = self.special_tokens[PLACEHOLDERS["video"]]
+        # What code for transformers asks its tokenizers for.
+        tokenizer.padding_side = "left"
+        tokenizer.eos_token = IM_END
+        tokenizer.eos_token_id = self.eos_token_id
+        tokenizer.pad_token = ENDOFTEXT
+        tokenizer.pad_token_id = self.pad_token_id
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, min_pixels: int | None = None, max_pixels: int | None = None
+        cls,
+        name: str | os.PathLike,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        use_fast: bool | None = None,
+        official_template: bool = False,
     ) -> "Qwen2VLProcessor":
         """The processor of "tiny", a folder, or a Hub repository.
 
-        min_pixels, max_pixels: limits for images and for the frames of videos.
+        min_pixels, max_pixels: limits for images and for the frames of videos. use_fast:
+        True to resize images with torch, as videos always are, and not with Pillow.
+        official_template: whether to leave a chat template of the checkpoint's own aside.
         """
         folder = load.find_checkpoint(name, weights=False)
         image_processor = Qwen2VLImageProcessor.from_pretrained(
-            folder, min_pixels=min_pixels, max_pixels=max_pixels
+            folder, use_fast=use_fast, min_pixels=min_pixels, max_pixels=max_pixels
         )
-        # Limits of videos: those of a file of their own, which most checkpoints don't have,
-        # then the caller's. The limits in preprocessor_config.json are those of images.
-        stated = load.read_json(folder, "video_preprocessor_config.json", optional=True)
+        # Limits of videos: those of a section or file of their own, which most checkpoints
+        # don't have, then the caller's. The limits of images are not theirs.
+        _, stated = load.read_media_config(folder)
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
-        return cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # A folder may hold a processor without a model.
+        has_model = (folder / "config.json").is_file()
+        config = load.read_config(folder) if has_model else {}
+        max_tokens = config.get("max_position_embeddings", math.inf)
+        processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        processor.source_texts = processor_files.read_texts(folder)
+        if not official_template:
+            processor.read_template(folder)
+        return processor
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write all files of a processor, beside which a saved model is a whole checkpoint.
+
+        What was read from a folder, say its chat template, is written as it was.
+        """
+        texts = processor_files.all_texts(
+            self.tokenizer,
+            self.source_texts,
+            self.image_processor.settings(),
+            self.video_defaults,
+            {"eos_token": IM_END, "pad_token": ENDOFTEXT},
+            self.max_tokens,
+        )
+        processor_files.save_files(Path(folder), texts)
+
+    def read_template(self, folder: Path) -> None:
+        """Take the chat template of a folder, if it has one."""
+        config = load.read_json(folder, "tokenizer_config.json", optional=True)
+        older_roles = load.read_json(folder, "special_tokens_map.json", optional=True)
+        self.chat_template = read_templates(folder, config)
+        self.template_variables = role_texts(config, older_roles, str(folder))
 
     def text_stream(self) -> TextStream:
         """A decoder for one row of generated ids, to print them as they come."""
@@ -847,22 +1007,35 @@ class Qwen2VLProcessor:
         return ids + self.encode_text(text)
 
     def encode_text(self, text: str) -> list[int]:
-        """Turn text into ids. Control tokens in it stay text, except those of grounding."""
+        """Turn text into ids. Control tokens in it stay text; other added tokens count."""
         text.encode()  # half a surrogate pair is a ValueError here; the tokenizer has a TypeError
+        self.reset_tokenizer()
         ids = []
-        # Between them the tokenizer takes over.
-        for part, is_control in split_at_tokens(text, GROUNDING_TOKENS):
-            if is_control:
-                ids.append(self.special_tokens[part])
-            else:
-                ids += self.tokenizer.encode(part).ids
+        for part in cut_control_tokens(text):
+            ids += self.tokenizer.encode(part, add_special_tokens=False).ids
+        # A tokenizer may change text before it reads it. What it makes of it, no control token.
+        if not self.control_ids.isdisjoint(ids):
+            raise ValueError(f"this tokenizer makes control tokens of the text {shorten(text)}")
         return ids
+
+    def reset_tokenizer(self) -> None:
+        """Undo what some program may have set in the tokenizer: none of it is obeyed here."""
+        # Only what is set, so that several threads can use one tokenizer.
+        if self.tokenizer.truncation is not None:
+            self.tokenizer.no_truncation()
+        if self.tokenizer.padding is not None:
+            self.tokenizer.no_padding()
+        # The library's name misleads: with True a "<|box_start|>" in a string is plain text.
+        if self.tokenizer.encode_special_tokens:
+            self.tokenizer.encode_special_tokens = False
 
     def apply_chat_template(
         self,
         conversation: Sequence,
+        chat_template: str | None = None,
         tokenize: bool = False,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         add_vision_id: bool = False,
         return_dict: bool = False,
         video_fps: float | None = None,
@@ -874,7 +1047,9 @@ class Qwen2VLProcessor:
 
         The arguments are those of `transformers`. Without `tokenize` returns a string or a
         list of strings, with it input_ids (B, T), with `return_dict` as well all that the
-        model takes. add_generation_prompt: end with the beginning of an answer. video_fps:
+        model takes. add_generation_prompt: end with the beginning of an answer.
+        continue_final_message: end with the last text, which the model continues.
+        chat_template: one in place of the checkpoint's, or the name of one of those. video_fps:
         the option fps. options: any of ALL_OPTIONS, for all images and videos; fps may be a
         list of one for each video.
         """
@@ -882,7 +1057,9 @@ class Qwen2VLProcessor:
             if options.get("fps") is not None:
                 raise ValueError("video_fps and fps are the same option: state one of them")
             options["fps"] = video_fps
-        options = check_options(padding, return_tensors, options)
+        options = check_options(padding, return_tensors, options, "apply_chat_template")
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("add_generation_prompt and continue_final_message exclude each other")
         is_list = isinstance(conversation, (list, tuple))
         if not is_list or not conversation or not all(conversation):
             raise ValueError(
@@ -893,7 +1070,12 @@ class Qwen2VLProcessor:
 
         # A batch of prompts: parsed once, then rendered.
         prompts = [parse_conversation(messages) for messages in conversations]
-        rows = [render(turns, add_generation_prompt, add_vision_id) for turns in prompts]
+        flags = RenderFlags(add_generation_prompt, add_vision_id, continue_final_message)
+        template = choose_template(self.chat_template, chat_template)
+        if template is None or self.is_official(template):
+            rows = [render(turns, *flags) for turns in prompts]
+        else:
+            rows = self.render_template(template, conversations, prompts, flags)
         if not tokenize:
             texts = ["".join(piece.text for piece in row) for row in rows]
             return texts if is_batch else texts[0]
@@ -904,6 +1086,38 @@ class Qwen2VLProcessor:
         videos = [item for kind, item in items if kind == "video"]
         inputs = self.batch(rows, images, videos, options)
         return inputs if return_dict else inputs["input_ids"]
+
+    def is_official(self, template: str) -> bool:
+        """Whether a chat template writes what `render` writes."""
+        if template not in self.known_templates:
+            variables = self.template_variables
+            same = writes_the_same(template, variables, render_text)
+            self.known_templates[template] = same
+        return self.known_templates[template]
+
+    def render_template(
+        self,
+        template: str,
+        conversations: Sequence[Sequence[Message]],
+        prompts: Sequence[list[Turn]],
+        flags: RenderFlags,
+    ) -> list[list[Piece]]:
+        """Conversations as another template than the official one writes them, in pieces.
+
+        prompts: the same, parsed. A template is a program, which runs in a process of its own;
+        ValueError if it fails there.
+        """
+        plain = []
+        for messages, turns in zip(conversations, prompts, strict=True):
+            # Without the official system message, if it was inserted.
+            items = [turn.items for turn in turns[-len(messages) :]]
+            plain.append(plain_messages(messages, items))
+        variables: dict[str, object] = dict(self.template_variables)
+        variables.update(template_variables(flags.add_generation_prompt, flags.add_vision_id))
+        rows = render_conversations(
+            template, plain, variables, CONTROL_TOKENS, flags.continue_final_message
+        )
+        return [[Piece(*piece) for piece in row] for row in rows]
 
     def __call__(
         self,
@@ -923,7 +1137,7 @@ class Qwen2VLProcessor:
         frames, or such an array and its description. video_metadata: such descriptions, which
         change nothing. options: any of ALL_OPTIONS; fps may be a list of one for each video.
         """
-        options = check_options(padding, return_tensors, options)
+        options = check_options(padding, return_tensors, options, "the processor")
         texts = [text] if isinstance(text, str) else text
         is_list = isinstance(texts, (list, tuple))
         if not is_list or not texts or not all(isinstance(one, str) for one in texts):
@@ -933,7 +1147,7 @@ class Qwen2VLProcessor:
         image_list = [] if images is None else flatten_nested(images)
         video_list = list_videos(videos)
         check_metadata(video_metadata, len(video_list))
-        rows = [split_at_tokens(one, self.special_tokens) for one in texts]
+        rows = [split_at_tokens(one, CONTROL_TOKENS) for one in texts]
         return self.batch(rows, image_list, video_list, options)
 
     def batch(
@@ -993,6 +1207,9 @@ class Qwen2VLProcessor:
         Padding is on the left, so that every row ends with the last token of its prompt,
         where generation continues.
         """
+        side = getattr(self.tokenizer, "padding_side", "left")
+        if side != "left":
+            raise ValueError(f"tokenizer.padding_side is {side!r}, only 'left' can be done here")
         # The longest row decides, and must fit the model.
         length = max(len(row) for row in ids)
         if length > self.max_tokens:

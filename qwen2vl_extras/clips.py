@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from qwen2vl_extras.media import VideoSource, describe
+from qwen2vl_extras.rgb import to_numpy
 
 # How far a bicubic resize may carry a value over 0 and 255.
 OVERSHOOT = 64
@@ -82,8 +83,9 @@ def frames_of(video: VideoSource) -> VideoSource:
     if source.ndim not in (3, 4):
         raise ValueError(f"an array of frames has 3 or 4 axes: got {describe(source)}")
     # Three axes are one frame in colour, or several in grey.
-    if source.ndim == 3 and (source.shape[0] in (1, 3) or source.shape[2] in (1, 3, 4)):
-        return [source]
+    if source.ndim == 3:
+        is_colour = source.shape[0] in (1, 3) or source.shape[2] in (3, 4)
+        return [source] if is_colour else list(source)
     return source
 
 
@@ -118,23 +120,18 @@ def is_float_array(frame: object) -> bool:
 
 
 def channels_first(frame: np.ndarray | Tensor, source: object) -> Tensor:
-    """A frame (h, w), (1 or 3, h, w) or (h, w, 1 or 3) of floats as float32 (3, h, w)."""
-    if isinstance(frame, Tensor):
-        pixels = frame.detach().to("cpu", torch.float32)
-    else:
-        pixels = torch.from_numpy(np.array(frame, dtype=np.float32, order="C"))
+    """A frame (h, w), (1 or 3, h, w) or (h, w, 3) of floats as float32 (3, h, w)."""
+    pixels = torch.from_numpy(np.array(to_numpy(frame), dtype=np.float32, order="C"))
     if pixels.ndim == 2:
-        pixels = pixels[None]
-    is_first = pixels.ndim == 3 and pixels.shape[0] in (1, 3)
-    is_last = pixels.ndim == 3 and pixels.shape[2] in (1, 3)
-    if not is_first and not is_last:
-        raise ValueError(
-            f"frames of floats are (3, height, width) or (height, width, 3): got {describe(source)}"
-        )
-    # Where both would fit the channels are first, as in transformers.
-    if not is_first:
-        pixels = pixels.permute(2, 0, 1)
-    return pixels.expand(3, -1, -1)
+        return pixels.expand(3, -1, -1)
+    # The last axis is that of the colours if both would fit, as in image_from_array.
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return pixels.permute(2, 0, 1)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        return pixels.expand(3, -1, -1)
+    raise ValueError(
+        f"frames of floats are (3, height, width) or (height, width, 3): got {describe(source)}"
+    )
 
 
 def check_values(frames: list[Tensor], source: object) -> None:

@@ -102,6 +102,11 @@ NEUTRAL_TEXT: dict[str, list[object]] = {
     "load_audio_from_video": [False],
     "sampling_rate": [16_000],
     "video_load_backend": [],
+    "tools": [[]],
+    "documents": [[]],
+    "return_assistant_tokens_mask": [False],
+    "processor_kwargs": [{}],
+    "tokenizer_kwargs": [{}],
 }
 
 

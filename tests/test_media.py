@@ -111,8 +111,8 @@ def test_bad_images_are_one_line_errors_that_name_them(server, tmp_path):
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        ((4, 5, 3), "float32"),
-        ((3, 20, 30), "uint8"),
+        ((2, 5, 6), "uint8"),
+        ((1, 4, 5, 3), "uint8"),
         ((4, 5, 1), "uint8"),
         ((4,), "uint8"),
         ((0, 4), "uint8"),
