@@ -55,6 +55,7 @@ from qwen2vl_extras.options import (
     IMAGE_OPTIONS,
     MEDIA_OPTIONS,
     NEUTRAL_MEDIA,
+    NEUTRAL_SETTINGS,
     NEUTRAL_TEXT,
     SOURCE_KEYS,
     call_options,
@@ -66,6 +67,7 @@ from qwen2vl_extras.options import (
     options_of_videos,
     source_of_item,
     stated_values,
+    with_limits,
 )
 from qwen2vl_extras.resize import (
     concatenate,
@@ -305,12 +307,16 @@ class Qwen2VLImageProcessor:
         folder = load.find_checkpoint(name, weights=False)
         of_images, _ = load.read_media_config(folder)
 
+        # An argument that is no field would be ignored.
+        names = [f.name for f in fields(cls)]
+        given = with_limits(given, names, NEUTRAL_SETTINGS, "the image processor")
+
         # A file may lack any of them.
         settings: dict = {}
         for stated in (of_images, given):  # the later overrides
-            for f in fields(cls):
-                if stated.get(f.name) is not None:
-                    settings[f.name] = stated[f.name]
+            for field_name in names:
+                if stated.get(field_name) is not None:
+                    settings[field_name] = stated[field_name]
         return cls(**settings)
 
     def settings(self) -> dict[str, object]:
@@ -1163,11 +1169,12 @@ class Qwen2VLProcessor:
         ids = [self.encode(row) for row in rows]
         self.check_count(ids, self.image_token_id, "image", len(images))
         self.check_count(ids, self.video_token_id, "video", len(videos))
+        video_options = options_of_videos(options, len(videos))
         inputs = BatchFeature()
         if images:
             inputs.update(self.image_processor(images, **options_of_images(options)))
         if videos:
-            inputs.update(self.process_videos(videos, options))
+            inputs.update(self.process_videos(videos, video_options))
 
         # Then each placeholder as often as its image or video has tokens.
         counts = {}
@@ -1191,10 +1198,13 @@ class Qwen2VLProcessor:
         if found != given:
             raise ValueError(f"{kind} placeholders in the prompt: {found}, {kind}s given: {given}")
 
-    def process_videos(self, videos: list, options: Options) -> BatchFeature:
-        """Turn videos into pixel_values_videos (P, 1176) and video_grid_thw (videos, 3)."""
+    def process_videos(self, videos: list, options: list[Options]) -> BatchFeature:
+        """Turn videos into pixel_values_videos (P, 1176) and video_grid_thw (videos, 3).
+
+        options: of each video.
+        """
         patches, grids = [], []
-        for video, own in zip(videos, options_of_videos(options, len(videos)), strict=True):
+        for video, own in zip(videos, options, strict=True):
             values, grid = video_patches(self.image_processor, video, self.video_defaults, own)
             patches.append(values)
             grids.append(grid)

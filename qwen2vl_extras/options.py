@@ -78,6 +78,8 @@ NEUTRAL_MEDIA: dict[str, list[object]] = {
     "return_metadata": [False],
     "num_frames": [],
 }
+# Where settings are made, nothing else than resizing can be had.
+NEUTRAL_SETTINGS: dict[str, list[object]] = {**NEUTRAL_MEDIA, "do_resize": [True]}
 # The same of its tokenizer and of its chat template.
 NEUTRAL_TEXT: dict[str, list[object]] = {
     "add_special_tokens": [True, False],  # this tokenizer adds none
@@ -167,6 +169,28 @@ def limits_of_size(size: object) -> dict[str, object]:
 # ---------------------------------------------------------------------------- options of one call
 
 
+def with_limits(
+    given: Mapping[str, object],
+    known: Iterable[str],
+    neutral: Mapping[str, Collection[object]],
+    what: str,
+) -> dict:
+    """The given options with the limits that `size` states in its place.
+
+    ValueError for an option that is neither known nor neutral; None is neutral, too.
+    """
+    taken = {name: [*neutral[name], None] for name in neutral}
+    check_options(given, [*known, "size"], taken, what)
+    options = dict(given)
+    size = options.pop("size", None)
+    limits = {} if size is None else limits_of_size(size)
+    for name, value in limits.items():
+        if options.get(name) is not None and options[name] != value:
+            raise ValueError(f"size and {name}={options[name]} differ: state one of them")
+        options[name] = value
+    return options
+
+
 def call_options(
     given: Mapping[str, object],
     known: Iterable[str],
@@ -178,16 +202,7 @@ def call_options(
     known: those of ALL_OPTIONS that act there. neutral: as in check_options.
     ValueError for any other option or value, and for two that exclude each other.
     """
-    taken = {name: [*neutral[name], None] for name in neutral}
-    check_options(given, [*known, "size"], taken, what)
-    numbers = dict(given)
-    size = numbers.pop("size", None)
-    if size is not None:
-        for name, value in limits_of_size(size).items():
-            if numbers.get(name) is not None and numbers[name] != value:
-                raise ValueError(f"size and {name}={numbers[name]} differ: state one of them")
-            numbers[name] = value
-
+    numbers = with_limits(given, known, neutral, what)
     # A list of fps has one for each video, or None.
     all_fps = numbers.get("fps")
     if isinstance(all_fps, (list, tuple)):
