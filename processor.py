@@ -60,6 +60,7 @@ from qwen2vl_extras.options import (
     SOURCE_KEYS,
     call_options,
     check_they_act,
+    is_file_row,
     item_options,
     kind_of_item,
     merged,
@@ -139,9 +140,9 @@ def source_and_options(
     of which the later override the earlier; options: of the call, which override them. The
     item's own options override all.
     """
-    # A source alone is an item that says nothing else.
+    # A source alone is an item that says nothing else; {"bytes": ..., "path": ...} is one, too.
     item: Item = {kind: media}
-    if isinstance(media, dict) and "bytes" not in media:
+    if isinstance(media, dict) and not is_file_row(media):
         item = media
     if item.get("type") is not None and kind_of_item(item) != kind:
         raise ValueError(f"{shorten(item)} stands where an item of type {kind!r} belongs")
@@ -564,6 +565,8 @@ class VideoReader:
         floats = float_frames(video)
         if floats:
             frames = [self.prepare_floats(frame, len(floats)) for frame in floats]
+        elif self.is_given:
+            frames = read_video(video, self.choose_frames, self.prepare_frame)
         else:
             # Each frame is resized as soon as it is decoded.
             start = self.options.get("video_start", 0)

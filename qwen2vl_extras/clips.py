@@ -52,16 +52,23 @@ def is_clip_of_frames(part: Sequence) -> bool:
 
 
 def is_picture(part: object) -> bool:
-    """Whether it is a PIL image, or an array that is too flat for a clip."""
+    """Whether it is a PIL image, or an array that is one image."""
     if isinstance(part, (np.ndarray, Tensor)):
-        return part.ndim <= 3
+        return part.ndim == 2 or (part.ndim == 3 and has_colours(part))
     return isinstance(part, Image.Image)
 
 
+def has_colours(array: np.ndarray | Tensor) -> bool:
+    """Whether three axes are one image in colour; else they are several in grey."""
+    return array.shape[0] in (1, 3) or array.shape[2] in (3, 4)
+
+
 def is_row(part: object) -> bool:
-    """Whether it is a list of clips, and not a clip."""
+    """Whether it is a list of clips, and not a clip. A row may have none."""
     if not isinstance(part, (list, tuple)) or has_metadata(part):
         return False
+    if not part:
+        return True
     for one in part:
         is_array = isinstance(one, (np.ndarray, Tensor))
         if isinstance(one, (list, tuple)) or (is_array and one.ndim >= 4):
@@ -82,10 +89,8 @@ def frames_of(video: VideoSource) -> VideoSource:
         return source
     if source.ndim not in (3, 4):
         raise ValueError(f"an array of frames has 3 or 4 axes: got {describe(source)}")
-    # Three axes are one frame in colour, or several in grey.
     if source.ndim == 3:
-        is_colour = source.shape[0] in (1, 3) or source.shape[2] in (3, 4)
-        return [source] if is_colour else list(source)
+        return [source] if has_colours(source) else list(source)
     return source
 
 

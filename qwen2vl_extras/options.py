@@ -308,6 +308,11 @@ def item_options(item: Mapping[str, object], kind: str) -> dict:
     return stated_values(given) if kind != "text" else {}
 
 
+def is_file_row(media: Mapping[str, object]) -> bool:
+    """Whether a dict is a file as `datasets` has it, {"bytes": ..., "path": ...}, and no item."""
+    return "bytes" in media and media.keys() <= {"bytes", "path"}
+
+
 def source_of_item(item: Mapping[str, object], kind: str) -> object:
     """Where an image or video comes from; None if the item does not say.
 
