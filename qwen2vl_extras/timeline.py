@@ -75,8 +75,9 @@ class Timeline:
         """
         rate = self.rate
         if self.is_even():
-            first = math.ceil(max(0, start) * rate)
-            stop = int(min(self.total, end * rate + 1))
+            # 41 / 30 s * 30 is 40.99999999999999 in floats, which still is frame 41.
+            first = math.ceil(max(0, start) * rate - 1e-6)
+            stop = int(min(self.total, end * rate + 1 + 1e-6))
         else:
             first, stop = self.part_by_times(start, end)
             if 0 < stop - first < self.total:
