@@ -37,6 +37,7 @@ from torch import Tensor
 import load
 from qwen2vl_extras.errors import suggestion
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
+from qwen2vl_extras.media_settings import check_token_ids
 from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
 
 Message: TypeAlias = dict  # {"role": "user", "content": a string, or a list of items}
@@ -728,8 +729,18 @@ class Qwen2VLProcessor:
         # don't have, then the caller's. The limits of images are not theirs.
         _, stated = load.read_media_config(folder)
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
-        return cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        config = load.read_config(folder)
+        max_tokens = config.get("max_position_embeddings") or math.inf
+        processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # The model must know the placeholders by the ids that the tokenizer gives them.
+        ids = {
+            "image_token_id": processor.image_token_id,
+            "video_token_id": processor.video_token_id,
+            "vision_start_token_id": processor.special_tokens[VISION_START],
+            "vision_end_token_id": processor.special_tokens[VISION_END],
+        }
+        check_token_ids(folder / "config.json", config, ids)
+        return processor
 
     def text_stream(self) -> TextStream:
         """A decoder for one row of generated ids, to print them as they come."""
