@@ -140,7 +140,8 @@ def read_config(folder: Path) -> dict:
     check_field(folder, "hidden_act", config.get("hidden_act") or "silu", "silu")
     vision_act = vision.get("hidden_act") or "quick_gelu"
     check_field(folder, "vision_config.hidden_act", vision_act, "quick_gelu")
-    check_field(folder, "rope_scaling.type", config["rope_scaling"]["type"], "mrope")
+    rope_type = config["rope_scaling"]["type"]
+    check_field(folder, "rope_scaling.type (or rope_type)", rope_type, "mrope")
 
     # An end token may stand in another file only.
     if config.get("eos_token_id") is None:
@@ -374,6 +375,8 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
 
     headers = {}
     for file in sorted(folder / filename for filename in files):
+        if not file.exists():
+            raise FileNotFoundError(f"{folder} has no {file.name}, which {INDEX} names")
         for header in read_header(file):
             headers[header.stored_name] = header
     return headers
@@ -414,6 +417,7 @@ def match_tensors(
     for name in ignored:
         stored_names.pop(name, None)
     headers = {name: found[stored_name] for name, stored_name in stored_names.items()}
+    check_dtypes(headers, expected)
     check_tensors(folder, headers, expected)
     return headers
 
@@ -445,18 +449,21 @@ def read_weights(
                     progress.update()
 
 
+def check_dtypes(headers: Mapping[str, TensorHeader], expected: Collection[str]) -> None:
+    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats."""
+    for name, header in headers.items():
+        if name in expected and header.dtype not in STORED_DTYPES:
+            raise ValueError(
+                f"{header.file}: {name} is stored in {header.dtype}; only "
+                f"{', '.join(STORED_DTYPES)} can be read, and no quantized weights"
+            )
+
+
 def check_tensors(
     folder: Path, headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """ValueError for integers, and for missing, unexpected and misshapen tensors: 5 at most."""
-    for name, header in headers.items():
-        if name in expected and header.dtype not in STORED_DTYPES:
-            known = ", ".join(STORED_DTYPES)
-            raise ValueError(
-                f"{header.file}: {name} is stored in {header.dtype}; only {known} can be read, "
-                "and no quantized weights"
-            )
-    # Shapes say most about what is wrong.
+    """ValueError that lists missing, unexpected and misshapen tensors, at most 5 of them."""
+    # Shapes say most about what is wrong, so they come first.
     shapes: list[str] = []
     missing: list[str] = []
     for name in sorted(headers.keys() | expected.keys()):
@@ -468,14 +475,14 @@ def check_tensors(
         problem = f"{tensor_names.printable(name)} is {found}, should be {wanted}"
         fields = tensor_names.fields_of(name, is_shape)
         if fields:
-            problem += f" (by {fields})"
+            problem += f" (from {fields})"
         (shapes if is_shape else missing).append(problem)
     problems = shapes + missing
     if problems:
         listed = "; ".join(problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        count = f"{len(problems)} tensor{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} in {folder} don't fit its config.json: {listed}{more}")
+        title = f"{len(problems)} tensors in {folder} don't fit its config.json"
+        raise ValueError(f"{title}: {listed}{more}")
 
 
 def check_values(file: Path, name: str, tensor: Tensor) -> None:

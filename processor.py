@@ -48,6 +48,7 @@ from qwen2vl_extras.chat_template import (
 )
 from qwen2vl_extras.errors import suggestion
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
+from qwen2vl_extras.media_settings import check_token_ids
 from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
 
 Message: TypeAlias = dict  # {"role": "user", "content": a string, or a list of items}
@@ -896,8 +897,17 @@ class Qwen2VLProcessor:
         # A folder may hold a processor without a model.
         has_model = (folder / "config.json").is_file()
         config = load.read_config(folder) if has_model else {}
-        max_tokens = config.get("max_position_embeddings", math.inf)
+        max_tokens = config.get("max_position_embeddings") or math.inf
         processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # The model must know the placeholders by the ids that the tokenizer gives them.
+        ids = {
+            "image_token_id": processor.image_token_id,
+            "video_token_id": processor.video_token_id,
+            "vision_start_token_id": processor.special_tokens[VISION_START],
+            "vision_end_token_id": processor.special_tokens[VISION_END],
+        }
+        if has_model:
+            check_token_ids(folder / "config.json", config, ids)
         processor.source_texts = processor_files.read_texts(folder)
         if not official_template:
             processor.read_template(folder)

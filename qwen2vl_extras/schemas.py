@@ -122,7 +122,8 @@ class Only:
         is_same_kind = isinstance(value, bool) == isinstance(self.value, bool)
         if not isinstance(value, int | float) or not is_same_kind:
             return fault
-        return None if abs(value - self.value) <= self.tolerance else fault
+        is_close = self.value - self.tolerance <= value <= self.value + self.tolerance
+        return None if is_close else fault
 
 
 @dataclass(frozen=True)
