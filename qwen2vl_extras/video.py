@@ -277,9 +277,9 @@ class Listing:
         for key_pts, target in sorted(self.targets.items()):
             keys[bisect.bisect_left(pts, key_pts)] = target
         timeline = Timeline(len(pts), stated_rate, pts, unit, keys)
-        # A damaged packet may look hidden, but it leaves a gap.
+        # A damaged packet may look hidden, but it leaves a gap, or is the last.
         shown = [number for number, time in enumerate(pts) if time not in self.hidden]
-        if timeline.has_gaps_with_only(shown):
+        if pts[-1] in self.hidden or timeline.has_gaps_with_only(shown):
             return timeline
         return timeline.only(shown)
 

@@ -24,7 +24,15 @@ from qwen2vl_extras import download, sources, video
 from qwen2vl_extras.media import load_image, read_video
 from tests.helpers import odd_media
 from tests.helpers.drawn_media import frame_numbers, keep_frame, noise
-from tests.helpers.odd_media import Clip, busy_frames, encode, numbered_frames, remux, spoil
+from tests.helpers.odd_media import (
+    Clip,
+    busy_frames,
+    damage_packets,
+    encode,
+    numbered_frames,
+    remux,
+    spoil,
+)
 
 INTRA = [  # each frame by itself
     Clip("avi", "mjpeg", "yuvj420p"),
@@ -166,6 +174,10 @@ def damage(clip: Clip, count: int, how: str, seed: int, first: int = 1) -> tuple
     whole = encode(clip, busy_frames(40, rng))
     bad = set(rng.sample(range(first, 40), count))
 
+    if clip.container not in ("mpegts", "asf"):
+        return damage_packets(whole, bad, how, rng), bad
+
+    # There packets are in pieces in the file.
     def change(number: int, data: bytes) -> bytes:
         return spoil(data, how, rng) if number in bad else data
 
@@ -185,7 +197,7 @@ def test_a_few_damaged_packets_shift_no_other_frame(amount, caplog):
             assert found[i] == i, (clip, how, seed, bad)
         # A decoder may still make something of half a packet, but not of zeros.
         lost = re.search(r"(\d+) of 40 frames are damaged", caplog.text)
-        if how == "zero" and clip.codec != "png":
+        if how == "zero":
             assert lost and int(lost[1]) == 3, (clip, how, seed, caplog.text)
             noted += 1
             for i in bad:  # what was shown before it
@@ -199,7 +211,8 @@ def test_clips_of_every_codec_are_read_with_a_few_damaged_packets(amount, caplog
     for clip, how, seed in variants[: amount(24, 480)]:
         data, bad = damage(clip, 1, how, seed, first=20)
         found = odd_media.within_a_minute(lambda data=data: numbers(data))
-        assert len(found) == 40, (clip, how, seed)
+        # In a transport stream FFmpeg's parser drops what is no frame, and counts the rest.
+        assert len(found) == 40 or clip.container == "mpegts", (clip, how, seed)
         # Before the damage nothing is lost; frames that are shown before may be stored after it.
         assert found[: min(bad) - 4] == list(range(min(bad) - 4)), (clip, how, seed)
 
@@ -207,8 +220,8 @@ def test_clips_of_every_codec_are_read_with_a_few_damaged_packets(amount, caplog
 def test_much_damage_is_refused_with_its_count(amount):
     variants = list(itertools.product(INTRA + PREDICTED, ("zero", "noise"), range(10)))
     random.Random(0).shuffle(variants)
-    # Zeros are a black PNG; in a transport stream the parser drops what is no frame.
-    clips = [one for one in variants if one[0].codec != "png" and one[0].container != "mpegts"]
+    # In a transport stream FFmpeg's parser drops what is no frame; in ASF noise may be a picture.
+    clips = [one for one in variants if one[0].container not in ("mpegts", "asf")]
     for clip, how, seed in clips[: amount(16, 160)]:
         data, _ = damage(clip, 16, how, seed)
         message = refusal(lambda data=data: numbers(data), ValueError)
