@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
+from qwen2vl_extras import lora
 from qwen2vl_extras.errors import suggestion
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
 from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
@@ -717,13 +718,21 @@ class Qwen2VLProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, min_pixels: int | None = None, max_pixels: int | None = None
+        cls,
+        name: str | os.PathLike,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        base: str | os.PathLike | None = None,
     ) -> "Qwen2VLProcessor":
         """The processor of "tiny", a folder, or a Hub repository.
 
-        min_pixels, max_pixels: limits for images and for the frames of videos.
+        min_pixels, max_pixels: limits for images and for the frames of videos. base: of a LoRA
+        adapter, which the files come from that the adapter lacks.
         """
-        folder = load.find_checkpoint(name, weights=False)
+        folder, adapter = load.find_base_and_adapter(name, base, weights=False)
+        if adapter is not None:
+            with lora.processor_folder(adapter, folder) as files_of_both:
+                return cls.from_pretrained(files_of_both, min_pixels, max_pixels)
         image_processor = Qwen2VLImageProcessor.from_pretrained(
             folder, min_pixels=min_pixels, max_pixels=max_pixels
         )

@@ -30,7 +30,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import compiled, flash, quantized
+from qwen2vl_extras import compiled, flash, lora, quantized
 from qwen2vl_extras.errors import raise_not_finite, refuse_unknown
 
 # Constants of the architecture that the official config.json leaves out.
@@ -119,11 +119,12 @@ class Qwen2VLConfig:
         return result
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
+    def from_pretrained(cls, name: str, base: str | Path | None = None) -> "Qwen2VLConfig":
         """The config of "tiny" (a checkpoint that comes with this code), a folder, or a Hub
-        name.
+        name. base: of a LoRA adapter, whose config it is.
         """
-        return cls.from_dict(load.read_config(load.find_checkpoint(name, weights=False)))
+        folder, _ = load.find_base_and_adapter(name, base, weights=False)
+        return cls.from_dict(load.read_config(folder))
 
     def to_dict(self) -> dict:
         """The official flat layout of config.json, which `transformers` reads as well."""
@@ -1120,18 +1121,20 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         attn_implementation: str = "auto",
         torch_dtype: str | torch.dtype | None = None,
         int8: bool = False,
+        base: str | Path | None = None,
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder, or a Hub repository.
 
         dtype: "auto" is the checkpoint's own; torch_dtype is its older name. device_map:
         "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
         "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
-        int8 with a scale for each row.
+        int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
+        that it is merged into; by default the Hub repository that the adapter names.
         """
-        folder = load.find_checkpoint(name)
+        folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
         dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
-        if device_map == "auto" and name == "tiny":
+        if device_map == "auto" and "tiny" in (name, base):
             device_map = "cpu"  # so that its answers are the same on every machine
 
         # Shapes without memory: each tensor gets its storage when it is read. A tied head
@@ -1139,18 +1142,30 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         with torch.device("meta"):
             model = cls(Qwen2VLConfig.from_dict(config))
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
+        is_tied = model.config.tie_word_embeddings
+        merged_shapes = shapes
+        adapter: lora.Adapter | None = None
+        if adapter_folder is not None:
+            adapter_config = load.read_json(adapter_folder, lora.CONFIG)
+            adapter = lora.Adapter(adapter_folder, adapter_config, shapes, is_tied)
+            merged_shapes = adapter.merged_shapes
 
         # What can't work fails here, before the weights are read: too little memory, or an
         # implementation of attention that can't run on the device.
         bytes_per_parameter = 1 if int8 else dtype.itemsize
-        num_parameters = sum(math.prod(shape) for shape in shapes.values())
+        num_parameters = sum(math.prod(shape) for shape in merged_shapes.values())
         device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
         # Some files hold the tied head as well; it is the embedding table once more.
-        ignored = ["lm_head.weight"] if model.config.tie_word_embeddings else []
-        for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored):
+        ignored = ["lm_head.weight"] if is_tied else []
+        weights = load.read_weights(folder, shapes, device, dtype, ignored)
+        if adapter is not None:
+            weights = adapter.merge(weights)
+            if adapter.unties:  # it changes one of the two tied matrices
+                model.config = replace(model.config, tie_word_embeddings=False)
+        for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = load.read_json(folder, "generation_config.json", optional=True)
