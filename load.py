@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import lora
+from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
 from qwen2vl_extras.errors import note
 
 # Weights are in one file, or in shards that an index lists.
@@ -31,14 +31,20 @@ SHARDS = "model-*-of-*.safetensors"
 WEIGHT_PATTERNS = [SINGLE, INDEX, SHARDS, lora.WEIGHTS]
 TEXT_PATTERNS = [
     "config.json",
-    lora.CONFIG,
     "generation_config.json",
-    "*preprocessor_config.json",
+    "*processor_config.json",
     "tokenizer*.json",
+    "chat_template.json",
+    "*.jinja",
+    lora.CONFIG,
 ]
 
 # The dtypes that a model can be loaded in, by their names in a safetensors header.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Stored tensors may also have this one. They are converted.
+STORED_DTYPES = (*DTYPES, "F64")
+MAX_HEADER_BYTES = 16 * 2**20  # of a safetensors file; the 72B model's take 10 kB each
+SMALL = 2**16  # norms and biases have fewer values than this
 
 # What a user can do about the errors of huggingface_hub. They are known by their names, since the
 # library is imported only where it is needed.
@@ -141,44 +147,90 @@ def download(repository: str, weights: bool) -> Path:
 
 
 def read_json(folder: Path, filename: str, optional: bool = False) -> dict:
-    """Read one JSON object from a folder; a missing file is an error, or {} if it is optional."""
+    """Read one JSON object from a folder; a missing file is an error, or {} if it is optional.
+
+    Its fields have the types and ranges that qwen2vl_extras/schemas.py allows. ValueError, in one
+    line, names the file, the field, its value and what is allowed.
+    """
     # Many files are there in some versions of a repository only.
-    file = folder / filename
-    if not file.is_file():
-        if optional:
-            return {}
-        raise FileNotFoundError(f"{folder} has no {filename}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON or broken UTF-8
-        raise ValueError(f"{file} is not a valid JSON object: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a valid JSON object: it is a {type(content).__name__}")
-    return content
+    return json_files.read_object(folder, filename, optional)
 
 
 def read_config(folder: Path) -> dict:
     """Read `config.json` in its flat form; ValueError for a model that can't be run here."""
+    if (folder / "config.json.partial").exists() and not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json: saving was interrupted, save again")
     config = flatten_config(read_json(folder, "config.json"))
-    quantization = config.get("quantization_config") or {}
     vision = config["vision_config"]
 
     # What the official checkpoints state, or leave out because it is the default.
     check_field(folder, "model_type", config.get("model_type"), "qwen2_vl")
-    check_field(folder, "quantization", quantization.get("quant_method"), None)
-    check_field(folder, "use_sliding_window", config.get("use_sliding_window", False), False)
-    check_field(folder, "hidden_act", config.get("hidden_act", "silu"), "silu")
-    vision_act = vision.get("hidden_act", "quick_gelu")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") or "of an unknown method"
+        check_field(folder, "quantization", method, None)
+    check_field(folder, "use_sliding_window", config.get("use_sliding_window") or False, False)
+    for layer_type in config.get("layer_types") or []:
+        check_field(folder, "layer_types", layer_type, "full_attention")
+    check_field(folder, "hidden_act", config.get("hidden_act") or "silu", "silu")
+    vision_act = vision.get("hidden_act") or "quick_gelu"
     check_field(folder, "vision_config.hidden_act", vision_act, "quick_gelu")
     check_field(folder, "rope_scaling.type", config["rope_scaling"]["type"], "mrope")
+
+    # An end token may stand in another file only.
+    if config.get("eos_token_id") is None:
+        ends = read_generation_config(folder).get("eos_token_id")
+        if ends is not None:
+            config["eos_token_id"] = ends
     return config
+
+
+def read_generation_config(folder: Path) -> dict:
+    """Read `generation_config.json`, with the end tokens that any file of the folder names.
+
+    Without such a file it holds end tokens and padding only.
+    """
+    config = read_json(folder, "config.json", optional=True)
+    stated = read_json(folder, "generation_config.json", optional=True)
+    return end_tokens.complete(folder, config, stated)
+
+
+def read_media_config(folder: Path) -> tuple[dict, dict]:
+    """Read the settings of images and those of videos, whichever files and keys state them.
+
+    Both are under canonical names: min_pixels, max_pixels, patch_size, image_mean ... and, of
+    videos, total_pixels, fps, nframes, min_frames, max_frames. What is not stated is absent; so
+    are limits of videos that only repeat those of images.
+    """
+    # A section of the newest layout counts, else the file of the older one, as in transformers 5.
+    both = read_json(folder, "processor_config.json", optional=True)
+    sections = []
+    for kind, older in (
+        ("image_processor", "preprocessor_config.json"),
+        ("video_processor", "video_preprocessor_config.json"),
+    ):
+        place = f"{folder / 'processor_config.json'}: {kind}"
+        stated = both.get(kind)
+        if stated is None:
+            place = str(folder / older)
+            stated = read_json(folder, older, optional=kind == "video_processor")
+        sections.append(media_settings.canonical(place, stated))
+    image, video = sections
+    media_settings.drop_repeated_limits(image, video)
+
+    # The model must take the patches that they describe.
+    config = flatten_config(read_json(folder, "config.json", optional=True))
+    media_settings.check_patches(image, config["vision_config"])
+    media_settings.check_patches(video, config["vision_config"])
+    media_settings.check_same_colours(image, video)
+    return image.settings, video.settings
 
 
 def check_field(folder: Path, name: str, found: object, supported: object) -> None:
     """ValueError unless a field of config.json has the one value that can be run here."""
     if found != supported:
         raise ValueError(
-            f"{folder}: {name} is {found!r} in config.json; only {supported!r} can be run here"
+            f"{folder}: {name} is {found!r:.99} in config.json; only {supported!r} can be run here"
         )
 
 
@@ -193,26 +245,30 @@ def flatten_config(config: dict) -> dict:
     flat = dict(config)
 
     # What text_config says counts: the same field at the top is a leftover. Its own model_type is
-    # that of the decoder, and tie_word_embeddings is left out where it is false.
+    # that of the decoder, its own dtype may be left over from before a conversion, and
+    # tie_word_embeddings is left out where it is false.
     text = flat.pop("text_config", None)
     if text:
         flat.setdefault("tie_word_embeddings", False)
         for key, value in text.items():
-            if value is not None and key != "model_type":
+            if value is not None and key not in ("model_type", "dtype", "torch_dtype"):
                 flat[key] = value
 
     # The type has two names, of which files may have both, and M-RoPE is also called "default".
     rope = dict(flat.pop("rope_parameters", None) or flat.get("rope_scaling") or {})
-    older_name = rope.pop("type", "mrope")
-    rope_type = rope.pop("rope_type", older_name)
+    older_name = rope.pop("type", None)
+    rope_type = rope.pop("rope_type", None) or older_name or "mrope"
     rope["type"] = "mrope" if rope_type == "default" else rope_type
-    flat["rope_theta"] = rope.pop("rope_theta", flat.get("rope_theta"))
+    rope_theta = rope.pop("rope_theta", None)
+    flat["rope_theta"] = flat.get("rope_theta") if rope_theta is None else rope_theta
     flat["rope_scaling"] = rope
 
     # The older name of each field, with None where neither is there.
-    flat["torch_dtype"] = flat.pop("dtype", flat.get("torch_dtype"))
+    dtype = flat.pop("dtype", None)
+    flat["torch_dtype"] = flat.get("torch_dtype") if dtype is None else dtype
     vision = dict(flat.get("vision_config") or {})
-    vision["in_chans"] = vision.pop("in_channels", vision.get("in_chans"))
+    channels = vision.pop("in_channels", None)
+    vision["in_chans"] = vision.get("in_chans") if channels is None else channels
     flat["vision_config"] = vision
     return flat
 
@@ -257,7 +313,8 @@ def checkpoint_dtype(config: dict, folder: Path, dtype: str | torch.dtype) -> to
         wanted = config.get("torch_dtype") or stored_dtype(folder)
     by_name = {dtype_name(known): known for known in DTYPES.values()}
     if dtype_name(wanted) not in by_name:
-        raise ValueError(f"dtype {dtype_name(wanted)!r} is not one of {', '.join(by_name)}")
+        known_names = ", ".join(by_name)
+        raise ValueError(f"dtype {dtype_name(wanted)!r:.99} is not one of {known_names}")
     return by_name[dtype_name(wanted)]
 
 
@@ -267,18 +324,35 @@ def dtype_name(dtype: object) -> str:
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The dtype of the first floating-point tensor by file and name, if there is one."""
+    """The dtype of the first floating-point tensor in the files, if there is one.
+
+    float32 for float64, which no model runs in here.
+    """
     for header in tensor_headers(folder).values():
-        if header.dtype in DTYPES:
-            return DTYPES[header.dtype]
+        if header.dtype in STORED_DTYPES:
+            return DTYPES.get(header.dtype, torch.float32)
     return None
+
+
+def note_other_dtypes(
+    folder: Path, headers: Mapping[str, "TensorHeader"], dtype: torch.dtype
+) -> None:
+    """Say in one line if tensors are stored in another dtype than the one they are read in."""
+    stored = {header.dtype for header in headers.values()}
+    others = sorted(stored - {name for name in DTYPES if DTYPES[name] == dtype})
+    if others:
+        note(
+            f"{folder}: weights are stored in {' and '.join(others)} and read in "
+            f"{dtype_name(dtype)}, the checkpoint's dtype; dtype= chooses another"
+        )
 
 
 def pick_device(device_map: str | torch.device, nbytes: int) -> torch.device:
     """Return the device asked for, if it exists and the weights, `nbytes`, fit in its memory.
 
     device_map (so called in `transformers`): a device, or "auto" for CUDA, else MPS, else the
-    CPU. ValueError for a device that does not exist; MemoryError with needed and free gigabytes.
+    CPU; "cuda" is PyTorch's current device. ValueError for a device that does not exist;
+    MemoryError with needed and free gigabytes.
     """
     present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -288,11 +362,13 @@ def pick_device(device_map: str | torch.device, nbytes: int) -> torch.device:
     device = str(device_map)
     if device == "auto":
         device = present[0]
-    elif device == "cuda":
-        device = "cuda:0"
+    elif device == "cuda" and torch.cuda.device_count():
+        device = f"cuda:{torch.cuda.current_device()}"
+    elif device == "mps:0":  # there is only one
+        device = "mps"
     if device not in present:
         raise ValueError(
-            f"device '{device_map}' is not there: this PyTorch sees {', '.join(present)}"
+            f"device '{device_map!s:.99}' is not there: this PyTorch sees {', '.join(present)}"
         )
 
     free = available_memory(device)
@@ -320,33 +396,64 @@ class TensorHeader(NamedTuple):
     """What the header of a safetensors file says about a tensor."""
 
     file: Path
+    stored_name: str  # other tools have other names for some tensors
     shape: tuple[int, ...]
     dtype: str  # "F32", "BF16", ...
 
 
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
-    """The header of each tensor in a folder's weights, by its name, ordered by file."""
+    """The header of each tensor in a folder's weights, by its name there, ordered by file."""
     # One file, or the shards that an index lists.
     if (folder / SINGLE).exists():
         files = {SINGLE}
     elif (folder / INDEX).exists():
-        files = set(read_json(folder, INDEX).get("weight_map", {}).values())
+        files = set((read_json(folder, INDEX).get("weight_map") or {}).values())
     else:
         raise FileNotFoundError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
 
-    # Opening a file reads its header only.
     headers = {}
     for file in sorted(folder / filename for filename in files):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                for name in sorted(weights.keys()):
-                    entry = weights.get_slice(name)
-                    shape = tuple(entry.get_shape())
-                    headers[name] = TensorHeader(file, shape, entry.get_dtype())
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is broken or cut short ({error}): copy or download it again"
-            ) from error
+        for header in read_header(file):
+            headers[header.stored_name] = header
+    return headers
+
+
+def read_header(file: Path) -> list[TensorHeader]:
+    """What the header of one safetensors file says, in the order of the file."""
+    json_files.require_file(file)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"{file}: its header takes {length} bytes, at most {MAX_HEADER_BYTES}")
+    try:
+        # Opening a file reads its header only.
+        with safe_open(file, framework="pt") as weights:
+            headers = []
+            for name in weights.keys():  # noqa: SIM118, it is no dict
+                entry = weights.get_slice(name)
+                shape = tuple(entry.get_shape())
+                headers.append(TensorHeader(file, name, shape, entry.get_dtype()))
+            return headers
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is broken or cut short ({error}): copy or download it again"
+        ) from error
+
+
+def match_tensors(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()
+) -> dict[str, TensorHeader]:
+    """The header of each expected tensor (name to shape), by its expected name.
+
+    Names of other tools are understood (qwen2vl_extras/tensor_names.py). ignored: names to be
+    skipped, say that of a tied head. ValueError lists the tensors that do not match.
+    """
+    found = tensor_headers(folder)
+    stored_names = tensor_names.map_names(folder, found, expected)
+    for name in ignored:
+        stored_names.pop(name, None)
+    headers = {name: found[stored_name] for name, stored_name in stored_names.items()}
+    check_tensors(folder, headers, expected)
     return headers
 
 
@@ -359,16 +466,10 @@ def read_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each expected tensor (name to shape) once, on `device` in `dtype`.
 
-    ignored: names in the files to be skipped, say that of a tied head. ValueError lists the
-    tensors that do not match, before any is read. On the CPU, a tensor in its stored dtype is
-    memory-mapped: its bytes are read from the file when they are first used.
+    ignored and errors: as in `match_tensors`, before any tensor is read. On the CPU, a tensor in
+    its stored dtype is memory-mapped: its bytes are read from the file when they are first used.
     """
-    # All tensors must match before the first is read.
-    headers = tensor_headers(folder)
-    for name in ignored:
-        headers.pop(name, None)
-    check_tensors(folder, headers, expected)
-
+    headers = match_tensors(folder, expected, ignored)
     progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
     files = sorted({header.file for header in headers.values()})
     with progress:
@@ -377,23 +478,58 @@ def read_weights(
             # The file stays mapped as long as one of its tensors is in use.
             with safe_open(file, framework="pt") as weights:
                 for name in names:
-                    yield name, weights.get_tensor(name).to(device, dtype)
+                    tensor = weights.get_tensor(headers[name].stored_name)
+                    check_values(file, name, tensor)
+                    yield name, tensor.to(device, dtype)
                     progress.update()
 
 
 def check_tensors(
     folder: Path, headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """ValueError that lists missing, unexpected and misshapen tensors, at most 20 of them."""
-    problems = []
+    """ValueError for integers, and for missing, unexpected and misshapen tensors: 5 at most."""
+    for name, header in headers.items():
+        if name in expected and header.dtype not in STORED_DTYPES:
+            known = ", ".join(STORED_DTYPES)
+            raise ValueError(
+                f"{header.file}: {name} is stored in {header.dtype}; only {known} can be read, "
+                "and no quantized weights"
+            )
+    # Shapes say most about what is wrong.
+    shapes: list[str] = []
+    missing: list[str] = []
     for name in sorted(headers.keys() | expected.keys()):
         found = headers[name].shape if name in headers else "missing"
         wanted = expected.get(name, "absent")
-        if found != wanted:
-            problems.append(f"{name} is {found}, should be {wanted}")
+        if found == wanted:
+            continue
+        is_shape = name in headers and name in expected
+        problem = f"{tensor_names.printable(name)} is {found}, should be {wanted}"
+        fields = tensor_names.fields_of(name, is_shape)
+        if fields:
+            problem += f" (by {fields})"
+        (shapes if is_shape else missing).append(problem)
+    problems = shapes + missing
     if problems:
-        title = f"{len(problems)} tensors in {folder} don't fit the config (20 are listed at most):"
-        raise ValueError("\n  ".join([title, *problems[:20]]))
+        listed = "; ".join(problems[:5])
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        count = f"{len(problems)} tensor{'s' if len(problems) > 1 else ''}"
+        raise ValueError(f"{count} in {folder} don't fit its config.json: {listed}{more}")
+
+
+def check_values(file: Path, name: str, tensor: Tensor) -> None:
+    """ValueError for a norm or bias that holds NaN or infinity, or a norm that is all zero.
+
+    They are small, so looking at them costs nothing. Larger tensors are looked at only if the
+    logits are not finite, or all equal.
+    """
+    if tensor.ndim != 1 or tensor.numel() > SMALL:
+        return
+    if not tensor.isfinite().all():
+        raise ValueError(f"{file}: {name} holds NaN or infinity: the weights are damaged")
+    is_norm = "norm" in name or "ln_q" in name
+    if is_norm and name.endswith("weight") and not tensor.any():
+        raise ValueError(f"{file}: {name} is all zero: the weights are damaged")
 
 
 # ----------------------------------------------------------------------------------------- saving
@@ -408,9 +544,10 @@ def save_checkpoint(
 ) -> None:
     """Write config, weights (by name) and generation config in the official layout.
 
-    Every file is written as NAME.partial. When all are complete the weights are renamed, those of
-    an earlier save are deleted, and the config is renamed last. So a crash leaves no half file, and
-    never the old weights with the new config.
+    Every file is written as NAME.partial. When all are complete, the config of an earlier save is
+    deleted, the new weights get their names, other weights of an earlier save are deleted, and the
+    config gets its name last. So a crash leaves the earlier checkpoint, or the new one, or a
+    folder without config.json, which `read_config` refuses; never a mixture.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -434,7 +571,9 @@ def save_checkpoint(
     write_json(folder / "config.json.partial", config)
     config_files.append("config.json")
 
-    # Everything is on the disk. Rename the weights, then delete what earlier saves have left.
+    # Everything is on the disk. From here to the last line the folder is no checkpoint.
+    (folder / "config.json").unlink(missing_ok=True)
+    # Rename the weights, then delete what earlier saves have left.
     for filename in weight_files:
         os.replace(folder / f"{filename}.partial", folder / filename)
     older = {SINGLE, INDEX, *(file.name for file in folder.glob(SHARDS))}

@@ -244,16 +244,13 @@ class Qwen2VLImageProcessor:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **given: object) -> "Qwen2VLImageProcessor":
-        """A checkpoint's preprocessor_config.json; `given` fields override it."""
+        """The settings of images in a checkpoint's files; `given` fields override them."""
         folder = load.find_checkpoint(name, weights=False)
-        config = load.read_json(folder, "preprocessor_config.json")
-        # Newer files state the limits as edges, though they are numbers of pixels.
-        size = config.get("size") or {}
-        limits = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        of_images, _ = load.read_media_config(folder)
 
         # A file may lack any of them.
         settings: dict = {}
-        for stated in (limits, config, given):  # the later overrides
+        for stated in (of_images, given):  # the later overrides
             for f in fields(cls):
                 if stated.get(f.name) is not None:
                     settings[f.name] = stated[f.name]
@@ -736,9 +733,9 @@ class Qwen2VLProcessor:
         image_processor = Qwen2VLImageProcessor.from_pretrained(
             folder, min_pixels=min_pixels, max_pixels=max_pixels
         )
-        # Limits of videos: those of a file of their own, which most checkpoints don't have,
-        # then the caller's. The limits in preprocessor_config.json are those of images.
-        stated = load.read_json(folder, "video_preprocessor_config.json", optional=True)
+        # Limits of videos: those of a section or file of their own, which most checkpoints
+        # don't have, then the caller's. The limits of images are not theirs.
+        _, stated = load.read_media_config(folder)
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
         return cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)

@@ -30,7 +30,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -39,8 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import compiled, flash, lora, quantized
-from qwen2vl_extras.errors import raise_not_finite, refuse_unknown
+from qwen2vl_extras import compiled, flash, lora, quantized, schemas
+from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits, refuse_unknown
 
 # Constants of the architecture that the official config.json leaves out.
 VISION_NORM_EPS = 1e-6
@@ -54,22 +54,28 @@ ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "chunked", "flash_attention_2")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the vision transformer: the section `vision_config` of config.json."""
+    """Sizes of the vision transformer: the section `vision_config` of config.json.
 
-    depth: int  # number of transformer blocks
-    embed_dim: int  # D of the vision transformer
-    num_heads: int
-    mlp_ratio: float
-    in_chans: int
-    hidden_size: int  # D of the decoder, under its official name: the merger's output
-    patch_size: int  # 14 pixels
-    spatial_merge_size: int  # 2: a token is made of 2 x 2 patches
-    temporal_patch_size: int  # 2: a patch is two frames deep
+    The 2B, 7B and 72B models share one vision transformer. Files leave out what equals it.
+    """
+
+    depth: int = 32  # number of transformer blocks
+    embed_dim: int = 1280  # D of the vision transformer
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    in_chans: int = 3
+    hidden_size: int = 3584  # D of the decoder (7B's), under its official name: the merger's output
+    patch_size: int = 14  # pixels
+    spatial_merge_size: int = 2  # a token is made of 2 x 2 patches
+    temporal_patch_size: int = 2  # a patch is two frames deep
 
 
 @dataclass(frozen=True)
 class Qwen2VLConfig:
-    """Sizes and token ids of the whole model, as in config.json; every field is required."""
+    """Sizes and token ids of the whole model, as in config.json.
+
+    A field with a default may be absent there: the whole family has this value.
+    """
 
     vocab_size: int
     hidden_size: int  # D of the decoder
@@ -81,41 +87,38 @@ class Qwen2VLConfig:
     rms_norm_eps: float
     rope_theta: float
     mrope_section: list[int]  # how many of the d/2 frequencies rotate by time, by row and by column
-    tie_word_embeddings: bool
-    bos_token_id: int
-    eos_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    image_token_id: int
-    video_token_id: int
-    vision_config: VisionConfig
+    tie_word_embeddings: bool = False
+    bos_token_id: int = 151643
+    eos_token_id: int | list[int] = 151645  # one or several
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
 
     @classmethod
     def from_dict(cls, config: dict) -> "Qwen2VLConfig":
-        """Read the content of a config.json; ValueError names the fields that it lacks."""
+        """Read the content of a config.json.
+
+        ValueError names the fields that it lacks, or the first whose value is not allowed.
+        """
+        schemas.check("config.json", config, schemas.CONFIG)
         # Newer files keep the decoder's fields in a section of their own. In the flat form
         # they are at the top, and rope_scaling and vision_config are there, if only as {}.
         flat = load.flatten_config(config)
         flat["mrope_section"] = flat["rope_scaling"].get("mrope_section")
-        vision = flat["vision_config"]
 
         # Everything that is missing is listed in one error.
-        missing = [f.name for f in fields(cls) if flat.get(f.name) is None]
-        missing += [
-            f"vision_config.{f.name}" for f in fields(VisionConfig) if vision.get(f.name) is None
-        ]
+        required = [f.name for f in fields(cls) if f.default is MISSING]
+        required.remove("vision_config")  # each of its fields has a default
+        missing = [name for name in required if flat.get(name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
 
         # A config.json has more entries than these; the others are not needed to run the model.
-        flat["vision_config"] = VisionConfig(
-            **{f.name: vision[f.name] for f in fields(VisionConfig)}
-        )
-        result = cls(**{f.name: flat[f.name] for f in fields(cls)})
-        if 2 * sum(result.mrope_section) != result.head_dim:
-            raise ValueError(
-                f"mrope_section {result.mrope_section} must add up to half of {result.head_dim}"
-            )
+        flat["vision_config"] = VisionConfig(**stated_fields(VisionConfig, flat["vision_config"]))
+        result = cls(**stated_fields(cls, flat))
+        schemas.check_sizes("config.json", asdict(result))
         return result
 
     @classmethod
@@ -139,6 +142,12 @@ class Qwen2VLConfig:
     @property
     def head_dim(self) -> int:  # d
         return self.hidden_size // self.num_attention_heads
+
+
+def stated_fields(cls: type[VisionConfig] | type[Qwen2VLConfig], stated: dict) -> dict:
+    """The entries of a section of config.json that are fields of `cls`; None is absent."""
+    names = [f.name for f in fields(cls)]
+    return {name: stated[name] for name in names if stated.get(name) is not None}
 
 
 # ---------------------------------------------------------------- rotary position embedding
@@ -1045,7 +1054,7 @@ def decode(
     for i in range(max_new_tokens):
         # Overflow in float16 or damaged weights: stop with a clear error.
         if not logits.isfinite().all():
-            raise_not_finite(logits.dtype)
+            raise_not_finite(logits.dtype, step.model.named_parameters())
         token = next_token(logits, input_ids, sampling, generator)  # (B,)
         token = token.masked_fill(finished, sampling.pad_token_id)  # ended rows give padding
         finished = finished | torch.isin(token, end_tokens)
@@ -1133,7 +1142,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         """
         folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
-        dtype = load.checkpoint_dtype(config, folder, torch_dtype or dtype)
+        dtype_wanted = torch_dtype or dtype
+        dtype = load.checkpoint_dtype(config, folder, dtype_wanted)
         if device_map == "auto" and "tiny" in (name, base):
             device_map = "cpu"  # so that its answers are the same on every machine
 
@@ -1142,24 +1152,25 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         with torch.device("meta"):
             model = cls(Qwen2VLConfig.from_dict(config))
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
-        is_tied = model.config.tie_word_embeddings
         merged_shapes = shapes
         adapter: lora.Adapter | None = None
         if adapter_folder is not None:
-            adapter_config = load.read_json(adapter_folder, lora.CONFIG)
-            adapter = lora.Adapter(adapter_folder, adapter_config, shapes, is_tied)
+            adapter = lora.Adapter(adapter_folder, shapes, model.config.tie_word_embeddings)
             merged_shapes = adapter.merged_shapes
 
-        # What can't work fails here, before the weights are read: too little memory, or an
-        # implementation of attention that can't run on the device.
+        # What can't work fails here, before the weights are read: tensors that don't fit, too
+        # little memory, or an implementation of attention that can't run on the device. Some
+        # files hold the tied head as well; it is the embedding table once more.
+        ignored = ["lm_head.weight"] if model.config.tie_word_embeddings else []
+        headers = load.match_tensors(folder, shapes, ignored)
+        if dtype_wanted == "auto":
+            load.note_other_dtypes(folder, headers, dtype)
         bytes_per_parameter = 1 if int8 else dtype.itemsize
         num_parameters = sum(math.prod(shape) for shape in merged_shapes.values())
         device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        # Some files hold the tied head as well; it is the embedding table once more.
-        ignored = ["lm_head.weight"] if is_tied else []
         weights = load.read_weights(folder, shapes, device, dtype, ignored)
         if adapter is not None:
             weights = adapter.merge(weights)
@@ -1168,7 +1179,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
-        model.generation_config = load.read_json(folder, "generation_config.json", optional=True)
+        model.generation_config = load.read_generation_config(folder)
         return model.eval()
 
     def set_parameter(self, path: str, tensor: Tensor, int8: bool = False) -> None:
@@ -1391,6 +1402,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         # The first token comes from one pass over the prompt, the others from one step each.
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         logits, step = self.prefill(input_ids, attention_mask, media, max_new_tokens, compile)
+        refuse_equal_logits(logits, self.named_parameters())
         # On CUDA decode_ahead starts step i + 1 before the host reads token i, so that the
         # GPU never waits. It gets next_token as an argument, since compiled.py must not
         # import this file.

@@ -266,7 +266,7 @@ def decode_ahead(
             logits = step(token)
         all_finite, all_finished = flags.read()
         if not all_finite:
-            raise_not_finite(logits.dtype)
+            raise_not_finite(logits.dtype, step.model.named_parameters())
         yield token
         if all_finished or is_last:
             return

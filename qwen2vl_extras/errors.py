@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 
 def refuse_unknown(unknown: Mapping[str, object], function: Callable[..., object]) -> None:
@@ -51,8 +52,27 @@ def note(text: str) -> None:
     logging.getLogger("qwen2vl").warning(text)
 
 
-def raise_not_finite(dtype: torch.dtype) -> NoReturn:
-    """ValueError for logits that hold NaN or infinity."""
+def raise_not_finite(dtype: torch.dtype, parameters: Iterable[tuple[str, Tensor]]) -> NoReturn:
+    """ValueError for logits that hold NaN or infinity; parameters: those of the model, by name."""
+    # Only now is every weight looked at: the first damaged one is the cause.
+    for name, parameter in parameters:
+        if not parameter.isfinite().all():
+            raise ValueError(f"logits in {dtype} are not finite: {name} holds NaN or infinity")
     if dtype is torch.float16:
         raise ValueError(f"logits in {dtype} are not finite: load the model in bfloat16 or float32")
-    raise ValueError(f"logits in {dtype} are not finite: are the weights damaged?")
+    raise ValueError(
+        f"logits in {dtype} are not finite, though all weights are: are the pixel values finite?"
+    )
+
+
+def refuse_equal_logits(logits: Tensor, parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """ValueError for logits (B, vocabulary) that say nothing because a matrix is all zero.
+
+    parameters: those of the model, by name.
+    """
+    is_same = logits.amin(-1) == logits.amax(-1)  # (B,)
+    if not is_same.any():
+        return
+    for name, parameter in parameters:
+        if parameter.ndim > 1 and not parameter.any():
+            raise ValueError(f"all logits are equal: {name} is all zero, the weights are damaged")

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qwen2vl_extras import json_files
 from qwen2vl_extras.errors import note
 from qwen2vl_extras.lora_config import CONFIG, LoraConfig
 from qwen2vl_extras.lora_names import TensorNames, first_five
@@ -56,7 +57,7 @@ def set_lengths(weight: Tensor, magnitude: Tensor, axis: int) -> Tensor:
 class Adapter:
     """An adapter in a folder, checked against the parameters of its base.
 
-    config: the content of its adapter_config.json. shapes: those of the base's parameters, by
+    shapes: those of the base's parameters, by
     official names, without a tied head. tied: whether the head and the table are one matrix.
     `merged_shapes` are those of the merged model, and `unties` says that its head is not tied any
     more. ValueError in one line for what can't be merged.
@@ -69,11 +70,9 @@ class Adapter:
     merged model computes what the trained one did.
     """
 
-    def __init__(
-        self, folder: Path, config: dict, shapes: Mapping[str, tuple[int, ...]], tied: bool
-    ) -> None:
+    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         self.file = folder / WEIGHTS
-        self.config = LoraConfig(folder / CONFIG, config)
+        self.config = LoraConfig(folder / CONFIG, json_files.read_object(folder, CONFIG))
         self.shapes = dict(shapes)
         if tied:
             self.shapes[HEAD] = shapes[TABLE]

@@ -7,7 +7,8 @@ alpha_pattern are regular expressions for last parts.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,122 +18,44 @@ CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 
 
-# --------------------------------------------------------------------------------------- the fields
-
-
-def is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and not is_flag(value) and 0 <= value < 2**31
-
-
-def is_rank(value: object) -> bool:
-    return is_count(value) and value != 0
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not is_flag(value) and abs(value) < 1e30
-
-
-def is_list_of(value: object, is_one: Callable[[object], bool]) -> bool:
-    return isinstance(value, list) and all(is_one(one) for one in value)
-
-
-def is_dict_of(value: object, is_one: Callable[[object], bool]) -> bool:
-    return isinstance(value, dict) and all(is_one(one) for one in value.values())
-
-
-def is_texts(value: object) -> bool:
-    return is_list_of(value, is_text)
-
-
-def is_counts(value: object) -> bool:
-    return is_list_of(value, is_count)
-
-
-def is_text_or_texts(value: object) -> bool:
-    return is_text(value) or is_texts(value)
-
-
-def is_layers(value: object) -> bool:
-    return is_count(value) or is_counts(value)
-
-
-def is_tokens(value: object) -> bool:
-    return is_counts(value) or is_dict_of(value, is_counts)
-
-
-def is_pattern_of_ranks(value: object) -> bool:
-    return is_dict_of(value, is_rank)
-
-
-def is_pattern_of_numbers(value: object) -> bool:
-    return is_dict_of(value, is_number)
-
-
-def is_bias(value: object) -> bool:
-    return value in ("none", "all", "lora_only")
-
-
-def is_lora(value: object) -> bool:
-    return value == "LORA"
-
-
-def keeps_the_base(value: object) -> bool:
-    """Whether matrices that began like this were trained on the base as it is stored."""
-    return is_flag(value) or value in ("gaussian", "eva", "orthogonal", "mica")
-
-
 @dataclass(frozen=True)
-class Field:
-    """One field of the file: what it may hold, in code and in words, and what holds without it.
+class Choice:
+    """The values of a field that can be merged, and why others can't."""
 
-    optional: null is the same as no field.
-    """
-
-    is_allowed: Callable[[object], bool]
-    allowed: str
-    default: object = None
-    optional: bool = False
+    values: tuple[object, ...]
+    reason: str
 
 
-FIELDS = {
-    "peft_type": Field(is_lora, "'LORA': no other kind of adapter can be merged here"),
-    "r": Field(is_rank, "a whole number of at least 1", 8),
-    "lora_alpha": Field(is_number, "a number", 8),
-    "use_rslora": Field(is_flag, "true or false", False),
-    "use_dora": Field(is_flag, "true or false", False),
-    "lora_bias": Field(is_flag, "true or false", False),
-    "bias": Field(is_bias, "'none', 'all' or 'lora_only'", "none"),
-    "init_lora_weights": Field(
-        keeps_the_base,
-        "true, false, 'gaussian', 'eva', 'orthogonal' or 'mica': others change the base as well, "
-        "unless PEFT's path_initial_model_for_weight_conversion is given when saving",
-        True,
+# schemas.py says which types the fields have; null is the same as no field.
+REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
+CHOICES = {
+    "peft_type": Choice(("LORA",), "other adapters are no low-rank changes of weights"),
+    "bias": Choice((None, "none", "all", "lora_only"), "PEFT has no other"),
+    # How A and B began.
+    "init_lora_weights": Choice(
+        (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
+        "others change the base as well, unless the adapter is saved with PEFT's "
+        "path_initial_model_for_weight_conversion",
     ),
-    "target_modules": Field(is_text_or_texts, "a list of names or a regular expression"),
-    "exclude_modules": Field(
-        is_text_or_texts, "a list of names or a regular expression", [], optional=True
-    ),
-    "modules_to_save": Field(is_texts, "a list of names", [], optional=True),
-    "rank_pattern": Field(
-        is_pattern_of_ranks, "an object of whole numbers of at least 1", {}, optional=True
-    ),
-    "alpha_pattern": Field(is_pattern_of_numbers, "an object of numbers", {}, optional=True),
-    "layers_to_transform": Field(is_layers, "a whole number or a list of them", [], optional=True),
-    "layers_pattern": Field(is_text_or_texts, "a name or a list of names", [], optional=True),
-    "trainable_token_indices": Field(
-        is_tokens, "a list of token ids or an object of such lists", [], optional=True
-    ),
-    "base_model_name_or_path": Field(is_text, "a name", "", optional=True),
-    "revision": Field(is_text, "a name", "", optional=True),
 }
+# Fields that act: these, and those above.
+ACTING = (
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+)
 # Fields that matter only while an adapter is trained: they may hold anything. fan_in_fan_out is
 # for a kind of layer that Qwen2-VL does not have; elsewhere PEFT does not obey it.
 OF_TRAINING = (
@@ -152,54 +75,59 @@ OF_TRAINING = (
     "runtime_config",
     "task_type",
 )
-# Values of any other field that mean "not used".
+# Values of any other field, say of a newer PEFT, that mean "not used".
 UNUSED: tuple[object, ...] = (None, False, [], {}, "")
 
 
-def check_fields(file: Path, config: Mapping[str, object]) -> dict:
-    """Every field of FIELDS with its value; ValueError for the first that can't be merged."""
-    values = {}
-    for name, field in FIELDS.items():
-        value = config.get(name, field.default)
-        if value is None and field.optional:
-            value = field.default
-        if not field.is_allowed(value):
-            raise ValueError(f"{file}: {name} is {value!r:.99}, must be {field.allowed}")
-        values[name] = value
+def check_fields(file: Path, config: Mapping[str, object]) -> None:
+    """ValueError for the first field whose value can't be merged."""
+    for name, choice in CHOICES.items():
+        if config.get(name) not in choice.values:
+            allowed = ", ".join(repr(value) for value in choice.values if value is not None)
+            raise ValueError(
+                f"{file}: {name} is {reprlib.repr(config.get(name))}; it must be {allowed}: "
+                f"{choice.reason}"
+            )
+    for name in REQUIRED:
+        if config.get(name) is None:
+            raise ValueError(f"{file} does not say {name}")
     for name, value in config.items():
-        is_known = name in FIELDS or name in OF_TRAINING
+        is_known = name in CHOICES or name in ACTING or name in OF_TRAINING
         if not is_known and value not in UNUSED:
-            raise ValueError(f"{file}: {name} is {value!r:.99}: such adapters can't be merged here")
-    return values
-
-
-# ------------------------------------------------------------------------- what they say of modules
+            raise ValueError(
+                f"{file}: {reprlib.repr(name)} is {reprlib.repr(value)}: adapters with that can't "
+                "be merged here"
+            )
 
 
 class LoraConfig:
-    """The fields of an adapter_config.json, checked; `file` names it in errors.
+    """What an adapter_config.json says of the modules of a model.
 
-    Modules have the names that they have in the adapter's own file.
+    file names it in errors. Modules have the names that they have in the adapter's own file.
     """
 
     def __init__(self, file: Path, config: Mapping[str, object]) -> None:
+        check_fields(file, config)
         self.file = file
-        values = check_fields(file, config)
-        self.r: int = values["r"]
-        self.lora_alpha: float = values["lora_alpha"]
-        self.use_rslora: bool = values["use_rslora"]
-        self.use_dora: bool = values["use_dora"]
-        self.lora_bias: bool = values["lora_bias"]
-        self.target_modules: list[str] | str = values["target_modules"]
-        self.exclude_modules: list[str] | str = values["exclude_modules"]
-        self.modules_to_save: list[str] = values["modules_to_save"]
-        self.rank_pattern: dict[str, int] = values["rank_pattern"]
-        self.alpha_pattern: dict[str, float] = values["alpha_pattern"]
-        self.layers_to_transform: list[int] | int = values["layers_to_transform"]
-        self.layers_pattern: list[str] | str = values["layers_pattern"]
-        self.trainable_token_indices: list[int] | dict[str, list[int]] = values[
-            "trainable_token_indices"
-        ]
+        # null is the same as no field.
+        stated: dict = {name: value for name, value in config.items() if value is not None}
+        self.r: int = stated["r"]
+        self.lora_alpha: float = stated["lora_alpha"]
+        self.use_rslora: bool = stated.get("use_rslora", False)
+        self.use_dora: bool = stated.get("use_dora", False)
+        self.lora_bias: bool = stated.get("lora_bias", False)
+        self.target_modules: list[str] | str = stated["target_modules"]
+        self.exclude_modules: list[str] | str = stated.get("exclude_modules", [])
+        self.modules_to_save: list[str] = stated.get("modules_to_save", [])
+        self.rank_pattern: dict[str, int] = stated.get("rank_pattern", {})
+        self.alpha_pattern: dict[str, float] = stated.get("alpha_pattern", {})
+        self.layers_to_transform: list[int] | int = stated.get("layers_to_transform", [])
+        self.layers_pattern: list[str] | str = stated.get("layers_pattern", [])
+        self.trainable_token_indices: list[int] | dict[str, list[int]] = stated.get(
+            "trainable_token_indices", []
+        )
+        if isinstance(self.target_modules, str) and self.layers_to_transform != []:
+            raise ValueError(f"{file}: layers_to_transform goes with a list of target_modules only")
 
     def targeted(self, modules: Sequence[str], linear: Iterable[str]) -> set[str]:
         """Those of the modules that have matrices A and B. linear: what "all-linear" means."""

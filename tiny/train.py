@@ -251,6 +251,8 @@ VIDEO_PREPROCESSOR_CONFIG = {
     "video_processor_type": "Qwen2VLVideoProcessor",
     "min_pixels": 4 * 28 * 28,
     "max_pixels": 100 * 28 * 28,
+    # Limits that only repeat those of images are ignored, unless they come with this one.
+    "total_pixels": 24576 * 28 * 28,
     "fps": FPS,
     "min_frames": 4,
     "max_frames": 16,
