@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import end_tokens, json_files, media_settings, tensor_names
+from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
 
@@ -29,7 +29,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 # What is downloaded from a repository.
-WEIGHT_PATTERNS = [SINGLE, INDEX, SHARDS]
+WEIGHT_PATTERNS = [SINGLE, INDEX, SHARDS, lora.WEIGHTS]
 TEXT_PATTERNS = [
     "config.json",
     "generation_config.json",
@@ -37,7 +37,7 @@ TEXT_PATTERNS = [
     "tokenizer*.json",
     "chat_template.json",
     "*.jinja",
-    "adapter_config.json",
+    lora.CONFIG,
 ]
 
 # The dtypes that a model can be loaded in, by their names in a safetensors header.
@@ -85,6 +85,41 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
     return download(name, weights)
 
 
+def find_base_and_adapter(
+    name: str | os.PathLike, base: str | os.PathLike | None, weights: bool = True
+) -> tuple[Path, Path | None]:
+    """Return the folder of a checkpoint, and None; or that of a LoRA adapter's base, and its own.
+
+    base: what the adapter `name` is merged into, like `name` of find_checkpoint; by default the
+    Hub repository that its config names. ValueError for a base of what is no adapter, and for a
+    base that is an adapter itself.
+    """
+    folder = find_checkpoint(name, weights)
+    if not (folder / lora.CONFIG).is_file():
+        if base is not None:
+            raise ValueError(
+                f"base={os.fspath(base)!r} goes with a LoRA adapter: {folder} has no {lora.CONFIG}"
+            )
+        return folder, None
+
+    if base is None:
+        if (folder / SINGLE).exists() or (folder / INDEX).exists():
+            raise ValueError(
+                f"{folder} holds a whole model and an adapter: delete {lora.CONFIG} to load the "
+                f"model alone, or give the base of the adapter as base= (--base)"
+            )
+        base = lora.base_in_config(folder, read_json(folder, lora.CONFIG))
+        what = "weights" if weights else "processor"
+        note(f"the base of {folder} is {base} on the Hub, as its {lora.CONFIG} says ({what})")
+    base_folder = find_checkpoint(base, weights)
+    if not (base_folder / "config.json").is_file() and (base_folder / lora.CONFIG).is_file():
+        raise ValueError(
+            f"base={os.fspath(base)!r} is an adapter, too: load it, save_pretrained, and give "
+            "that folder as base= (--base)"
+        )
+    return base_folder, folder
+
+
 def download(repository: str, weights: bool) -> Path:
     """Return the folder of a Hub repository in the cache, after downloading what is missing."""
     from huggingface_hub import snapshot_download  # here: slow to import and seldom needed
@@ -101,7 +136,8 @@ def download(repository: str, weights: bool) -> Path:
         raise FileNotFoundError(
             f"{repository!r} is no folder here; on the Hub: {reason}"
         ) from error
-    if weights and not any(folder.glob("model*.safetensors")):
+    has_weights = any(folder.glob("model*.safetensors")) or (folder / lora.CONFIG).exists()
+    if weights and not has_weights:
         raise FileNotFoundError(
             f"{repository!r} has no model*.safetensors on the Hub or, offline, none in the cache"
         )

@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
-from qwen2vl_extras import processor_files
+from qwen2vl_extras import lora, processor_files
 from qwen2vl_extras.added_tokens import role_texts
 from qwen2vl_extras.chat_template import (
     choose_template,
@@ -879,14 +879,21 @@ class Qwen2VLProcessor:
         max_pixels: int | None = None,
         use_fast: bool | None = None,
         official_template: bool = False,
+        base: str | os.PathLike | None = None,
     ) -> "Qwen2VLProcessor":
         """The processor of "tiny", a folder, or a Hub repository.
 
         min_pixels, max_pixels: limits for images and for the frames of videos. use_fast:
         True to resize images with torch, as videos always are, and not with Pillow.
         official_template: whether to leave a chat template of the checkpoint's own aside.
+        base: of a LoRA adapter, which the files come from that the adapter lacks.
         """
-        folder = load.find_checkpoint(name, weights=False)
+        folder, adapter = load.find_base_and_adapter(name, base, weights=False)
+        if adapter is not None:
+            with lora.processor_folder(adapter, folder) as files_of_both:
+                return cls.from_pretrained(
+                    files_of_both, min_pixels, max_pixels, use_fast, official_template
+                )
         image_processor = Qwen2VLImageProcessor.from_pretrained(
             folder, use_fast=use_fast, min_pixels=min_pixels, max_pixels=max_pixels
         )

@@ -30,7 +30,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import arguments, checks, compiled, flash, quantized, schemas
+from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, schemas
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
@@ -124,11 +124,12 @@ class Qwen2VLConfig:
         return result
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
+    def from_pretrained(cls, name: str, base: str | Path | None = None) -> "Qwen2VLConfig":
         """The config of "tiny" (a checkpoint that comes with this code), a folder, or a Hub
-        name.
+        name. base: of a LoRA adapter, whose config it is.
         """
-        return cls.from_dict(load.read_config(load.find_checkpoint(name, weights=False)))
+        folder, _ = load.find_base_and_adapter(name, base, weights=False)
+        return cls.from_dict(load.read_config(folder))
 
     def to_dict(self) -> dict:
         """The official flat layout of config.json, which `transformers` reads as well."""
@@ -1155,19 +1156,21 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         attn_implementation: str = "auto",
         torch_dtype: str | torch.dtype | None = None,
         int8: bool = False,
+        base: str | Path | None = None,
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder, or a Hub repository.
 
         dtype: "auto" is the checkpoint's own; torch_dtype is its older name. device_map:
         "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
         "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
-        int8 with a scale for each row.
+        int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
+        that it is merged into; by default the Hub repository that the adapter names.
         """
-        folder = load.find_checkpoint(name)
+        folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
         dtype_wanted = torch_dtype or dtype
         dtype = load.checkpoint_dtype(config, folder, dtype_wanted)
-        if device_map == "auto" and name == "tiny":
+        if device_map == "auto" and "tiny" in (name, base):
             device_map = "cpu"  # so that its answers are the same on every machine
 
         # Shapes without memory: each tensor gets its storage when it is read. A tied head
@@ -1175,6 +1178,11 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         with torch.device("meta"):
             model = cls(Qwen2VLConfig.from_dict(config))
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
+        merged_shapes = shapes
+        adapter: lora.Adapter | None = None
+        if adapter_folder is not None:
+            adapter = lora.Adapter(adapter_folder, shapes, model.config.tie_word_embeddings)
+            merged_shapes = adapter.merged_shapes
 
         # What can't work fails here, before the weights are read: tensors that don't fit, too
         # little memory, or an implementation of attention that can't run on the device. Some
@@ -1184,12 +1192,17 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
         bytes_per_parameter = 1 if int8 else dtype.itemsize
-        num_parameters = sum(math.prod(shape) for shape in shapes.values())
+        num_parameters = sum(math.prod(shape) for shape in merged_shapes.values())
         device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored):
+        weights = load.read_weights(folder, shapes, device, dtype, ignored)
+        if adapter is not None:
+            weights = adapter.merge(weights)
+            if adapter.unties:  # it changes one of the two tied matrices
+                model.config = replace(model.config, tie_word_embeddings=False)
+        for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))

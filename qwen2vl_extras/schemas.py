@@ -511,20 +511,34 @@ INDEX = Section({"weight_map": TableOf(FileName())})
 
 NAMES = ListOf(Text(), 0, 10**5)
 
+RANK = Integer(1, 2**16)
+ALPHA = Number(-1e6, 1e6)
+PATTERN = Either(Text(), NAMES)  # names of modules, or a regular expression
+LAYER = Integer(0, MAX_LAYERS - 1)
+ROWS = ListOf(TOKEN_ID, 0, MAX_VOCABULARY)
+
+# Which values can be merged stands in lora_config.py.
 ADAPTER_CONFIG = Section(
     {
         "peft_type": Text(),
         "base_model_name_or_path": Text(),
-        "r": Integer(1, 2**16),
-        "lora_alpha": Number(-1e6, 1e6),
+        "revision": Text(),
+        "r": RANK,
+        "lora_alpha": ALPHA,
         "use_rslora": Boolean(),
         "use_dora": Boolean(),
+        "lora_bias": Boolean(),
         "fan_in_fan_out": Boolean(),
         "bias": Text(),
-        "target_modules": Either(Text(), NAMES),  # a string is a pattern, or "all-linear"
+        "init_lora_weights": Either(Boolean(), Text()),
+        "target_modules": PATTERN,  # or "all-linear"
+        "exclude_modules": PATTERN,
         "modules_to_save": NAMES,
-        "rank_pattern": TableOf(Integer(1, 2**16)),
-        "alpha_pattern": TableOf(Number(-1e6, 1e6)),
+        "rank_pattern": TableOf(RANK),
+        "alpha_pattern": TableOf(ALPHA),
+        "layers_to_transform": Either(LAYER, ListOf(LAYER, 0, MAX_LAYERS)),
+        "layers_pattern": PATTERN,
+        "trainable_token_indices": Either(ROWS, TableOf(ROWS)),
     }
 )
 
