@@ -15,8 +15,10 @@ import zlib
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image, features
 
 from processor import sample_frames
@@ -288,6 +290,34 @@ def test_a_lost_and_late_start_counts_from_the_first_frame():
         assert numbers(data, start=0.5, end=1) == [5, 6, 7, 8, 9, 10], container
 
 
+def test_a_cover_picture_is_no_video_where_there_is_one():
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+        container.mux(cover.encode(picture) + cover.encode())
+        for pixels in numbered_frames(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode())
+    with av.open(io.BytesIO(file.getvalue())) as container:  # it is what it should be
+        marks = [bool(one.disposition & Disposition.attached_pic) for one in container.streams]
+        assert sorted(marks) == [False, True]
+    assert numbers(file.getvalue()) == list(range(10))
+
+
+def test_clips_without_times_are_read_in_their_order():
+    for container, codec in (("h264", "libx264"), ("m4v", "mpeg4"), ("mpeg2video", "mpeg2video")):
+        options = {"bf": "0"} if codec != "libx264" else {}
+        data = encode(Clip(container, codec, options=options), numbered_frames(30))
+        found = numbers(data)
+        assert found[:28] == list(range(28)), container
+        assert numbers(data, lambda total, rate: [0, 7, 20]) == [0, 7, 20], container
+
+
 # ------------------------------------------------------------------------------------------- seeks
 
 GOPS = [
@@ -314,9 +344,9 @@ def test_frames_after_a_seek_equal_those_of_decoding_everything(clip, amount, mo
     decoded = []
     decode_segment = video.decode_segment
 
-    def spy(opened, timeline, key, last, kept):
+    def spy(opened, number_of, key, last, kept):
         decoded.append(last + 1 - key)
-        return decode_segment(opened, timeline, key, last, kept)
+        return decode_segment(opened, number_of, key, last, kept)
 
     for count in amount([150], [100, 150, 333]):
         data = encode(clip, busy_frames(count, rng))

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import torch
 from PIL import Image, features
 
 from processor import sample_frames
+from qwen2vl_app.command_line import media_items, parse_arguments
 from qwen2vl_extras.download import ascii_url
 from qwen2vl_extras.media import describe, load_image, read_video
 from qwen2vl_extras.sources import paths_of_url
@@ -362,7 +364,7 @@ def test_other_schemes_are_refused_by_name(scheme):
 
 # Modes, sizes and formats, as far as Pillow writes them.
 FORMATS = ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "TGA", "ICO", "JPEG2000", "PCX"]
-FORMATS += ["SGI", "IM", "DDS", "AVIF", "QOI", "SPIDER", "MPO", "DIB", "XBM", "MSP", "ICNS"]
+FORMATS += ["SGI", "DDS", "AVIF", "QOI", "SPIDER", "MPO", "DIB", "XBM", "MSP", "ICNS"]
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBa", "RGBX"]
 
 
@@ -398,6 +400,29 @@ def test_odd_pictures_equal_pillows_own_conversion(amount):
         if tried == amount(200, 1200):
             break
     assert tried >= amount(200, 1200)
+
+
+def test_an_image_or_video_may_come_from_stdin_once(tmp_path, monkeypatch):
+    for kind, content in (
+        ("image", noise(20, 30)),
+        ("video", write_video(tmp_path / "a.mp4", 10).read_bytes()),
+    ):
+        if kind == "image":
+            file = io.BytesIO()
+            content.save(file, "PNG")
+            content = file.getvalue()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        args = parse_arguments([f"--{kind}", "-", "--image", "b.png"])
+        items = media_items(args)
+        (source,) = [item[kind] for item in items if isinstance(item[item["type"]], bytes)]
+        assert source == content
+        assert {"type": "image", "image": "b.png"} in items
+    for argv, named in (
+        (["--image", "-", "--video", "-"], "only once"),
+        (["--image", "-", "--chat"], "--chat reads the questions"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            media_items(parse_arguments(argv))
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "LA"])
