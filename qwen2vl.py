@@ -1178,21 +1178,20 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         with torch.device("meta"):
             model = cls(Qwen2VLConfig.from_dict(config))
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
-        merged_shapes = shapes
+        is_tied = model.config.tie_word_embeddings
         adapter: lora.Adapter | None = None
         if adapter_folder is not None:
-            adapter = lora.Adapter(adapter_folder, shapes, model.config.tie_word_embeddings)
-            merged_shapes = adapter.merged_shapes
+            adapter = lora.Adapter(adapter_folder, shapes, is_tied)
 
         # What can't work fails here, before the weights are read: tensors that don't fit, too
         # little memory, or an implementation of attention that can't run on the device. Some
         # files hold the tied head as well; it is the embedding table once more.
-        ignored = ["lm_head.weight"] if model.config.tie_word_embeddings else []
+        ignored = ["lm_head.weight"] if is_tied else []
         headers = load.match_tensors(folder, shapes, ignored)
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
         bytes_per_parameter = 1 if int8 else dtype.itemsize
-        num_parameters = sum(math.prod(shape) for shape in merged_shapes.values())
+        num_parameters = sum(math.prod(shape) for shape in shapes.values())
         device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
@@ -1200,8 +1199,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         weights = load.read_weights(folder, shapes, device, dtype, ignored)
         if adapter is not None:
             weights = adapter.merge(weights)
-            if adapter.unties:  # it changes one of the two tied matrices
-                model.config = replace(model.config, tie_word_embeddings=False)
+            model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
         for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now

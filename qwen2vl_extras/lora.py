@@ -59,8 +59,8 @@ class Adapter:
 
     shapes: those of the base's parameters, by
     official names, without a tied head. tied: whether the head and the table are one matrix.
-    `merged_shapes` are those of the merged model, and `unties` says that its head is not tied any
-    more. ValueError in one line for what can't be merged.
+    `stays_tied` says whether they still are after the merge. ValueError, in one line, for what
+    can't be merged.
 
     How exact this is: PEFT's merge_and_unload, too, adds in float32 and rounds once, to the dtype
     of the base. The two differ by the order of the sums in B A: in float32 by 1e-6 of a matrix's
@@ -94,10 +94,8 @@ class Adapter:
 
         self.is_tied = tied
         self.saved_table = self.find_saved_table() if tied else None
-        self.unties = tied and self.changes_one_alone()
-        self.merged_shapes = dict(shapes)
-        if self.unties:
-            self.merged_shapes[HEAD] = shapes[TABLE]
+        self.stays_tied = tied and not self.changes_one_alone()
+        if tied and not self.stays_tied:
             note(f"{folder}: the adapter changes the tied table and head differently: now untied")
 
     def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -106,7 +104,7 @@ class Adapter:
             if self.is_tied and path == TABLE:
                 if self.saved_table is not None:
                     weight = self.read(self.saved_table, weight.device).to(weight.dtype)
-                if self.unties:
+                if not self.stays_tied:
                     yield HEAD, self.merge_one(HEAD, weight)
             yield path, self.merge_one(path, weight)
 
@@ -179,7 +177,7 @@ class Adapter:
 
     def check_modules(self, tied: bool) -> None:
         """ValueError unless the tensors are of the modules that the config names, and of all."""
-        targeted = self.targeted_modules()
+        targeted = self.targeted_modules(tied)
         trained = {self.written_name(path) for path in self.roles if self.is_low_rank(path)}
         # Whether PEFT adds A and B inside of modules that are saved whole depends on its version.
         missing = {name for name in targeted - trained if not self.config.is_saved(name)}
@@ -205,7 +203,7 @@ class Adapter:
                 f"{self.file} has tensors of what {CONFIG} does not name: {first_five(unused)}"
             )
 
-    def targeted_modules(self) -> set[str]:
+    def targeted_modules(self, tied: bool) -> set[str]:
         """The modules that have matrices A and B by the config, as the adapter writes them."""
         matrices = []
         linear = []
@@ -214,7 +212,12 @@ class Adapter:
                 matrices.append(self.written_name(path))
                 if len(shape) == 2 and path not in (TABLE, HEAD):
                     linear.append(self.written_name(path))
-        return self.config.targeted(matrices, linear)
+        targeted = self.config.targeted(matrices, linear)
+        # PEFT can let a tied head follow the table.
+        follows = tied and self.config.ensure_weight_tying
+        if follows and self.written_name(TABLE) in targeted:
+            targeted.add(self.written_name(HEAD))
+        return targeted
 
     def check_parts(self) -> None:
         """ValueError unless each module has all the tensors of its kind of LoRA, and no others."""
@@ -251,7 +254,7 @@ class Adapter:
                 problems.append(f"{CONFIG} has token ids that repeat or are no row of {path}")
             for role, name in roles.items():
                 found = headers[name].shape
-                wanted = shape_of(role, self.shapes[path], rank, len(ids))
+                wanted = shape_of(role, path, self.shapes[path], rank, len(ids))
                 if found != wanted:
                     problems.append(f"{name} is {found}, should be {wanted}")
         if problems:
@@ -295,24 +298,24 @@ class Adapter:
         return not torch.equal(self.read(table_tensor), self.read(head_tensor))
 
 
-def shape_of(role: str, shape: tuple[int, ...], rank: int, rows: int) -> tuple[int, ...]:
-    """The shape of a tensor by its role for a parameter of the given shape."""
-    if role in ("base", "whole", "bias"):
-        return shape
-    if role == "tokens":
-        return (rows, *shape[1:])
-    if role == "embedding_A":
-        return (rank, shape[0])
-    if role == "embedding_B":
-        return (shape[1], rank)
-    is_convolution = len(shape) > 2
-    ones = (1,) * (len(shape) - 2)
+def shape_of(role: str, path: str, shape: tuple[int, ...], rank: int, rows: int) -> tuple[int, ...]:
+    """The shape of a tensor by its role for a parameter, whose own shape is given."""
+    ones = (1,) * (len(shape) - 2)  # for the axes of a convolution's kernel
     if role == "A":
         return (rank, *shape[1:])
     if role == "B":
         return (shape[0], rank, *ones)
-    # The magnitudes of DoRA.
-    return (1, shape[0], *ones) if is_convolution else (shape[0],)
+    if role == "embedding_A":
+        return (rank, shape[0])
+    if role == "embedding_B":
+        return (shape[1], rank)
+    if role == "tokens":
+        return (rows, *shape[1:])
+    if role == "magnitude" and path == TABLE:
+        return (shape[1],)
+    if role == "magnitude":
+        return (1, shape[0], *ones) if ones else (shape[0],)
+    return shape  # "base", "whole" and "bias"
 
 
 class Header(NamedTuple):

@@ -42,6 +42,7 @@ CHOICES = {
 ACTING = (
     "alpha_pattern",
     "base_model_name_or_path",
+    "ensure_weight_tying",
     "exclude_modules",
     "layers_pattern",
     "layers_to_transform",
@@ -61,7 +62,6 @@ ACTING = (
 OF_TRAINING = (
     "auto_mapping",
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "fan_in_fan_out",
     "inference_mode",
@@ -116,6 +116,7 @@ class LoraConfig:
         self.use_rslora: bool = stated.get("use_rslora", False)
         self.use_dora: bool = stated.get("use_dora", False)
         self.lora_bias: bool = stated.get("lora_bias", False)
+        self.ensure_weight_tying: bool = stated.get("ensure_weight_tying", False)
         self.target_modules: list[str] | str = stated["target_modules"]
         self.exclude_modules: list[str] | str = stated.get("exclude_modules", [])
         self.modules_to_save: list[str] = stated.get("modules_to_save", [])

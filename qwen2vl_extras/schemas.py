@@ -528,6 +528,7 @@ ADAPTER_CONFIG = Section(
         "use_rslora": Boolean(),
         "use_dora": Boolean(),
         "lora_bias": Boolean(),
+        "ensure_weight_tying": Boolean(),
         "fan_in_fan_out": Boolean(),
         "bias": Text(),
         "init_lora_weights": Either(Boolean(), Text()),
