@@ -135,7 +135,8 @@ def choose_template(stated: str | dict[str, str] | None, given: str | None) -> s
         if given is None and "default" not in stated:
             names = ", ".join(stated)
             raise ValueError(f"no chat template is named 'default': chat_template= one of {names}")
-        return stated.get(given or "default", given)
+        name = "default" if given is None else given
+        return stated.get(name, given)
     return stated if given is None else given
 
 

@@ -48,7 +48,23 @@ CONTENTS = [
     "<loc_12>",
     "9",
 ]
-WORDS = ["red", " ", "  ", "\n", "a", "memory", "<", "|>", "<|", "end", "é", "cafe", "你好", ".", "_"]
+WORDS = [
+    "red",
+    " ",
+    "  ",
+    "\n",
+    "a",
+    "memory",
+    "<",
+    "|>",
+    "<|",
+    "end",
+    "é",
+    "cafe",
+    "你好",
+    ".",
+    "_",
+]
 PLACES = ["tokenizer", "config", "both", "roles", "legacy", "legacy roles", "extra", "vocabulary"]
 
 
