@@ -190,7 +190,7 @@ def test_a_few_damaged_packets_shift_no_other_frame(amount, caplog):
     variants = list(itertools.product(INTRA, ("zero", "noise", "tail", "cut"), range(10)))
     random.Random(0).shuffle(variants)
     noted = 0
-    for clip, how, seed in variants[: amount(24, 240)]:
+    for clip, how, seed in variants[: amount(16, 240)]:
         data, bad = damage(clip, 3, how, seed)
         caplog.clear()
         found = odd_media.within_a_minute(lambda data=data: numbers(data))
@@ -204,13 +204,13 @@ def test_a_few_damaged_packets_shift_no_other_frame(amount, caplog):
             noted += 1
             for i in bad:  # what was shown before it
                 assert found[i] == max(set(range(i)) - bad), (clip, how, seed)
-    assert noted >= 3
+    assert noted >= 2
 
 
 def test_clips_of_every_codec_are_read_with_a_few_damaged_packets(amount, caplog):
     variants = list(itertools.product(PREDICTED, ("zero", "noise", "tail", "cut"), range(10)))
     random.Random(0).shuffle(variants)
-    for clip, how, seed in variants[: amount(24, 480)]:
+    for clip, how, seed in variants[: amount(16, 480)]:
         data, bad = damage(clip, 1, how, seed, first=20)
         found = odd_media.within_a_minute(lambda data=data: numbers(data))
         # In a transport stream FFmpeg's parser drops what is no frame, and counts the rest.
@@ -224,7 +224,7 @@ def test_much_damage_is_refused_with_its_count(amount):
     random.Random(0).shuffle(variants)
     # In a transport stream FFmpeg's parser drops what is no frame; in ASF noise may be a picture.
     clips = [one for one in variants if one[0].container not in ("mpegts", "asf")]
-    for clip, how, seed in clips[: amount(16, 160)]:
+    for clip, how, seed in clips[: amount(10, 160)]:
         data, _ = damage(clip, 16, how, seed)
         message = refusal(lambda data=data: numbers(data), ValueError)
         assert re.search(r"\d+ of \d+ frames are damaged", message), (clip, how, seed, message)
