@@ -120,7 +120,9 @@ class Qwen2VLConfig:
         # A config.json has more entries than these; the others are not needed to run the model.
         flat["vision_config"] = VisionConfig(**stated_fields(VisionConfig, flat["vision_config"]))
         result = cls(**stated_fields(cls, flat))
-        schemas.check_sizes("config.json", asdict(result))
+        sizes = asdict(result)
+        sizes["head_dim"] = flat.get("head_dim")  # seldom there, and no size of its own
+        schemas.check_sizes("config.json", sizes)
         return result
 
     @classmethod

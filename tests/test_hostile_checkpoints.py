@@ -574,6 +574,8 @@ DISAGREEMENTS = [
     ("config.json", ("rope_scaling", "mrope_section"), [4, 6, 7], "mrope_section is [4, 6, 7]"),
     ("config.json", ("rope_scaling", "mrope_section"), [16, 16, -16], "mrope_section[2] is -16"),
     ("config.json", ("rope_scaling", "mrope_section"), [16, 0], "mrope_section is [16, 0]"),
+    ("config.json", ("head_dim",), 64, "head_dim is 64; it must be 32"),
+    ("config.json", ("partial_rotary_factor",), 0.5, "partial_rotary_factor is 0.5"),
     ("config.json", ("vision_config", "num_heads"), 64, "vision_config.num_heads is 64"),
     ("config.json", ("vision_config", "num_heads"), 5, "vision_config.num_heads is 5"),
     ("config.json", ("vision_config", "hidden_size"), 128, "vision_config.hidden_size is 128"),
