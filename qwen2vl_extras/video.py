@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, Generic, NoReturn, TypeAlias, TypeVar, cast
 
 from PIL import Image
 
@@ -51,8 +51,6 @@ MATROSKA = "matroska,webm"
 # The decoders that see transparency, which FFmpeg's own don't.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg draws any text as an old terminal
-# A playlist or a session description may name other files and URLs: FFmpeg opens none.
-OPTIONS = {"protocol_whitelist": "none"}
 
 
 def read_video_file(
@@ -211,7 +209,7 @@ def open_video(file: BinaryIO, threads: bool = True) -> Iterator[OpenVideo]:
     import av
 
     file.seek(0)
-    with av.open(file, "r", options=OPTIONS) as container:
+    with av.open(file, "r", io_open=refuse_other_files) as container:
         stream = video_stream(container)
         if stream.codec_context is None:
             raise ValueError("there is no decoder for its codec")
@@ -224,6 +222,11 @@ def open_video(file: BinaryIO, threads: bool = True) -> Iterator[OpenVideo]:
             decoder.extradata = stream.codec_context.extradata
         decoder.thread_type = "AUTO" if threads else "NONE"
         yield OpenVideo(container, stream, decoder)
+
+
+def refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    """What FFmpeg gets that asks for another file or URL, which a playlist may name."""
+    raise OSError(f"it names another file, which is not opened: {url:.200}")
 
 
 def video_stream(container: "InputContainer") -> "VideoStream":
