@@ -124,7 +124,8 @@ def all_texts(
         video_settings.setdefault("total_pixels", total_pixels)
     if video_settings:
         video_settings["video_processor_type"] = "Qwen2VLVideoProcessor"
-        texts[VIDEOS] = to_text(video_settings)
+        # In one order, whichever way they came here.
+        texts[VIDEOS] = to_text(dict(sorted(video_settings.items())))
     return texts
 
 
