@@ -932,6 +932,7 @@ class Qwen2VLProcessor:
             self.video_defaults,
             {"eos_token": IM_END, "pad_token": ENDOFTEXT},
             self.max_tokens,
+            TOTAL_PIXELS,
         )
         processor_files.save_files(Path(folder), texts)
 

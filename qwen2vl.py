@@ -1093,14 +1093,14 @@ def decode(
 # -------------------------------------------------------------------------- the whole model
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Qwen2VLOutput(FieldMapping):
     """What one forward pass returns.
 
     out.logits is also out["logits"], and out[0] is the first that is not None.
     """
 
-    loss: Tensor | None = None  # a float32 scalar where labels were given
+    loss: Tensor | None  # a float32 scalar where labels were given
     logits: Tensor  # (B, T or logits_to_keep, vocabulary)
     past_key_values: KVCache | None = None
     hidden_states: list[Tensor] | None = None  # each (B, T, D), see Qwen2VLModel.forward
@@ -1312,8 +1312,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         attention_mask: (B, S), 0 for padding; pixel values: (patches, 1176), grids: (images, 3),
         in prompt order over the batch; position_ids: (3, B, T), else computed from input_ids or,
         if the cache holds tokens, from rope_deltas (B, 1); labels: (B, T), -100 for no loss;
-        logits_to_keep: how many of the last positions get logits, 0 for all; return_dict:
-        False for the output as a tuple.
+        logits_to_keep: how many of the last positions get logits, 0 for all.
+        return_dict=False: the output as a tuple.
         """
         # What can't be right is refused here, in one line.
         arguments.check_unlisted(unknown, self.forward, arguments.FORWARD)
@@ -1322,9 +1322,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         batch, length = self.check_inputs(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, media
         )
-        checks.check_logits_to_keep(logits_to_keep, length, labels is not None)
-        if labels is not None:
-            checks.check_labels(labels, self.config, batch, length, self.device)
+        checks.check_labels(labels, logits_to_keep, self.config, batch, length, self.device)
 
         # Embeddings of tokens, with features of images in place of their placeholders.
         if input_ids is not None:
@@ -1347,16 +1345,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             hidden_states=hidden_states,
             attentions=attentions,
         )
-        x = x[:, -logits_to_keep:]  # all of them for 0, since -0 is 0
-        logits = self.compute_logits(x)
-        out = Qwen2VLOutput(
-            loss=None if labels is None else next_token_loss(logits, labels),
-            logits=logits,
-            past_key_values=past_key_values,
-            hidden_states=hidden_states,
-            attentions=attentions,
-            rope_deltas=rope_deltas,
-        )
+        logits = self.compute_logits(x[:, -logits_to_keep:])  # of all for 0, since -0 is 0
+        loss = None if labels is None else next_token_loss(logits, labels)
+        out = Qwen2VLOutput(loss, logits, past_key_values, hidden_states, attentions, rope_deltas)
         return out.to_tuple() if return_dict is False else out
 
     def check_inputs(
