@@ -64,10 +64,11 @@ class Adapter:
 
     How exact this is: PEFT's merge_and_unload, too, adds in float32 and rounds once, to the dtype
     of the base. The two differ by the order of the sums in B A: in float32 by 1e-6 of a matrix's
-    largest value at most, in half precision by one unit in the last place of some values. One
-    case differs on purpose: of a tied table and head PEFT changes both where the adapter changes
-    one, unlike its own model before the merge. Here the head is untied, as PEFT advises, and the
-    merged model computes what the trained one did.
+    largest value at most, in bfloat16 by one step of a few values. Two things differ on purpose.
+    PEFT rounds the change of a table before it adds it; here it is rounded once. And of a tied
+    table and head PEFT changes both where the adapter changes one, unlike its own model before
+    the merge. Here the head is untied, as PEFT advises, and the merged model computes what the
+    trained one did.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
@@ -96,7 +97,7 @@ class Adapter:
         self.saved_table = self.find_saved_table() if tied else None
         self.stays_tied = tied and not self.changes_one_alone()
         if tied and not self.stays_tied:
-            note(f"{folder}: the adapter changes the tied table and head differently: now untied")
+            note(f"{folder}: the head is no longer tied: the adapter changes it or the table alone")
 
     def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Turn the base's weights (name, tensor) into those of the finetuned model, one by one."""
