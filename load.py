@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
 from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
+from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
 
 # Weights are in one file, or in shards that an index lists.
@@ -175,7 +176,8 @@ def read_config(folder: Path) -> dict:
     check_field(folder, "hidden_act", config.get("hidden_act") or "silu", "silu")
     vision_act = vision.get("hidden_act") or "quick_gelu"
     check_field(folder, "vision_config.hidden_act", vision_act, "quick_gelu")
-    check_field(folder, "rope_scaling.type", config["rope_scaling"]["type"], "mrope")
+    rope_type = config["rope_scaling"]["type"]
+    check_field(folder, "rope_scaling.type (or rope_type)", rope_type, "mrope")
 
     # An end token may stand in another file only.
     if config.get("eos_token_id") is None:
@@ -276,7 +278,7 @@ def flatten_config(config: dict) -> dict:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a folder.
 
-    Official repositories have some of its tokens only in `tokenizer_config.json`.
+    Official repositories, and those of finetunes, have some of its tokens in other files only.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -285,20 +287,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file} can't be read as a tokenizer: {error}") from error
+    config = read_json(folder, "tokenizer_config.json", optional=True)
+    older_tokens = read_json(folder, "added_tokens.json", optional=True)
+    older_roles = read_json(folder, "special_tokens_map.json", optional=True)
+    add_stated_tokens(tokenizer, config, older_tokens, older_roles, str(folder))
 
-    # add_tokens skips tokens it knows and gives each new one the next free id. So they are added in
-    # the order of their stated ids, and checked afterwards.
-    stated = read_json(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    tokens = {}
-    for token_id in sorted(int(key) for key in stated):
-        tokens[token_id] = AddedToken(**stated[str(token_id)])
-    tokenizer.add_tokens(list(tokens.values()))
-    for token_id, token in tokens.items():
-        found = tokenizer.token_to_id(token.content)
-        if found != token_id:
-            raise ValueError(
-                f"{file}: {token.content} gets id {found}, tokenizer_config.json says {token_id}"
-            )
+    # What a training run has left in the file: rows of one length, and random splits (dropout).
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
     return tokenizer
 
 
@@ -413,6 +411,8 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
 
     headers = {}
     for file in sorted(folder / filename for filename in files):
+        if not file.exists():
+            raise FileNotFoundError(f"{folder} has no {file.name}, which {INDEX} names")
         for header in read_header(file):
             headers[header.stored_name] = header
     return headers
@@ -453,6 +453,7 @@ def match_tensors(
     for name in ignored:
         stored_names.pop(name, None)
     headers = {name: found[stored_name] for name, stored_name in stored_names.items()}
+    check_dtypes(headers, expected)
     check_tensors(folder, headers, expected)
     return headers
 
@@ -484,18 +485,21 @@ def read_weights(
                     progress.update()
 
 
+def check_dtypes(headers: Mapping[str, TensorHeader], expected: Collection[str]) -> None:
+    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats."""
+    for name, header in headers.items():
+        if name in expected and header.dtype not in STORED_DTYPES:
+            raise ValueError(
+                f"{header.file}: {name} is stored in {header.dtype}; only "
+                f"{', '.join(STORED_DTYPES)} can be read, and no quantized weights"
+            )
+
+
 def check_tensors(
     folder: Path, headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """ValueError for integers, and for missing, unexpected and misshapen tensors: 5 at most."""
-    for name, header in headers.items():
-        if name in expected and header.dtype not in STORED_DTYPES:
-            known = ", ".join(STORED_DTYPES)
-            raise ValueError(
-                f"{header.file}: {name} is stored in {header.dtype}; only {known} can be read, "
-                "and no quantized weights"
-            )
-    # Shapes say most about what is wrong.
+    """ValueError that lists missing, unexpected and misshapen tensors, at most 5 of them."""
+    # Shapes say most about what is wrong, so they come first.
     shapes: list[str] = []
     missing: list[str] = []
     for name in sorted(headers.keys() | expected.keys()):
@@ -507,14 +511,14 @@ def check_tensors(
         problem = f"{tensor_names.printable(name)} is {found}, should be {wanted}"
         fields = tensor_names.fields_of(name, is_shape)
         if fields:
-            problem += f" (by {fields})"
+            problem += f" (from {fields})"
         (shapes if is_shape else missing).append(problem)
     problems = shapes + missing
     if problems:
         listed = "; ".join(problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        count = f"{len(problems)} tensor{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} in {folder} don't fit its config.json: {listed}{more}")
+        title = f"{len(problems)} tensors in {folder} don't fit its config.json"
+        raise ValueError(f"{title}: {listed}{more}")
 
 
 def check_values(file: Path, name: str, tensor: Tensor) -> None:

@@ -27,6 +27,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -35,9 +36,19 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
-from qwen2vl_extras import lora
+from qwen2vl_extras import lora, processor_files
+from qwen2vl_extras.added_tokens import role_texts
+from qwen2vl_extras.chat_template import (
+    choose_template,
+    plain_messages,
+    read_templates,
+    render_conversations,
+    template_variables,
+    writes_the_same,
+)
 from qwen2vl_extras.errors import suggestion
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
+from qwen2vl_extras.media_settings import check_token_ids
 from qwen2vl_extras.resize import concatenate, empty_float32, pillow_resize, torch_resize
 
 Message: TypeAlias = dict  # {"role": "user", "content": a string, or a list of items}
@@ -53,9 +64,38 @@ class BatchFeature(dict[str, Tensor]):
             return self[name]
         raise AttributeError(f"no entry {name!r}: there are {', '.join(self)}")
 
-    def to(self, device: str | torch.device) -> "BatchFeature":
-        """All tensors on another device."""
-        return BatchFeature({key: value.to(device) for key, value in self.items()})
+    def __setattr__(self, name: str, value: Tensor) -> None:
+        self[name] = value
+
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """The entries; the name is that of `transformers`."""
+        return self
+
+    def copy(self) -> "BatchFeature":
+        return BatchFeature(self)
+
+    def to(
+        self,
+        device: str | int | torch.device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> "BatchFeature":
+        """Move all tensors to a device and cast those of floats; returns this same object.
+
+        As in torch, a dtype may stand in the first place.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if not isinstance(device, (str, int, torch.device, type(None))):
+            raise ValueError(f"to() takes a device and a dtype, not a {type(device).__name__}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"to() casts to floating dtypes only, not to {dtype}")
+        for key, value in self.items():
+            # Ids, masks and grids stay integers.
+            new_dtype = dtype if value.is_floating_point() else None
+            self[key] = value.to(device=device, dtype=new_dtype, non_blocking=non_blocking)
+        return self
 
 
 # ------------------------------------------------------------- options of an image or video
@@ -74,6 +114,17 @@ MEDIA_OPTIONS = (
     "video_start",  # the part of a video to look at, in seconds
     "video_end",
 )
+# Arguments of apply_chat_template in `transformers`, with the values that change nothing here.
+NEUTRAL_OPTIONS: dict[str, tuple] = {
+    "tools": (None, []),
+    "documents": (None, []),
+    "return_assistant_tokens_mask": (False, None),
+    "load_audio_from_video": (False, None),
+    "sampling_rate": (16000, None),
+    "processor_kwargs": (None, {}),
+    "tokenizer_kwargs": (None, {}),
+    "video_load_backend": (None,),
+}
 # Where the source of an item is looked for (a path, URL, PIL image, array), in this order.
 SOURCE_KEYS = {"image": ("path", "url", "image", "image_url"), "video": ("path", "url", "video")}
 
@@ -112,7 +163,7 @@ def shorten(value: object) -> str:
     return f"{value!r:.99}"
 
 
-def check_options(padding: bool | str, return_tensors: str, options: Options) -> None:
+def check_options(padding: bool | str, return_tensors: str | None, options: Options) -> None:
     """ValueError for an unknown option, or for a format that is not supported.
 
     padding, return_tensors: taken because `transformers` has them; rows are always padded
@@ -126,6 +177,20 @@ def check_options(padding: bool | str, return_tensors: str, options: Options) ->
     for name in options:
         if name not in MEDIA_OPTIONS:
             raise ValueError(f"no option {name!r}{suggestion(name, MEDIA_OPTIONS)}")
+
+
+def drop_neutral(options: Options) -> Options:
+    """The options without those of NEUTRAL_OPTIONS; ValueError for another value of these."""
+    kept = {}
+    for name, value in options.items():
+        if name not in NEUTRAL_OPTIONS:
+            kept[name] = value
+        elif value not in NEUTRAL_OPTIONS[name]:
+            only = NEUTRAL_OPTIONS[name][0]
+            raise ValueError(
+                f"apply_chat_template takes {name}={only!r} only, not {shorten(value)}"
+            )
+    return kept
 
 
 def flatten_nested(media: object) -> list:
@@ -243,8 +308,16 @@ class Qwen2VLImageProcessor:
     device: str | torch.device = "cpu"  # where torch resizes: videos, and images of the Fast class
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **given: object) -> "Qwen2VLImageProcessor":
-        """The settings of images in a checkpoint's files; `given` fields override them."""
+    def from_pretrained(
+        cls, name: str | os.PathLike, use_fast: bool | None = None, **given: object
+    ) -> "Qwen2VLImageProcessor":
+        """The settings of images in a checkpoint's files; `given` fields override them.
+
+        use_fast: True for Qwen2VLImageProcessorFast, False for Qwen2VLImageProcessor, by
+        default the class that it is called on.
+        """
+        if use_fast is not None:
+            cls = Qwen2VLImageProcessorFast if use_fast else Qwen2VLImageProcessor
         folder = load.find_checkpoint(name, weights=False)
         of_images, _ = load.read_media_config(folder)
 
@@ -255,6 +328,14 @@ class Qwen2VLImageProcessor:
                 if stated.get(f.name) is not None:
                     settings[f.name] = stated[f.name]
         return cls(**settings)
+
+    def settings(self) -> dict[str, object]:
+        """The content of a preprocessor_config.json that says what this processor does."""
+        content: dict[str, object] = {"image_processor_type": type(self).__name__}
+        for f in fields(self):
+            if f.name != "device":  # where to compute, not what
+                content[f.name] = getattr(self, f.name)
+        return content
 
     def target_size(self, image: Image.Image, options: Options) -> tuple[int, int]:
         """The (height, width) to which an image is resized.
@@ -305,6 +386,22 @@ class Qwen2VLImageProcessor:
         for source, target in zip(patches.split(256), values.split(256), strict=True):
             target.copy_(source).div_(255).sub_(mean).div_(std)
         return values
+
+    def preprocess(
+        self,
+        images: object,
+        videos: None = None,
+        return_tensors: str | None = "pt",
+        **options: object,
+    ) -> BatchFeature:
+        """The same as calling the processor, under its name in `transformers`.
+
+        videos: None only, since they are given to Qwen2VLProcessor.
+        """
+        if videos is not None:
+            raise ValueError("preprocess takes videos=None only: give videos to Qwen2VLProcessor")
+        check_options(True, return_tensors, options)
+        return self(images, **options)
 
     def __call__(self, images: object, **options: object) -> BatchFeature:
         """Turn images, one or a list, into pixel_values and image_grid_thw.
@@ -436,7 +533,9 @@ class VideoReader:
     def read(self, video: VideoSource) -> Tensor:
         """The frames as uint8 (n, 3, height, width)."""
         # Each frame is resized as soon as it is decoded.
-        frames = read_video(video, self.choose_frames, self.prepare_frame)
+        start = self.options.get("video_start", 0)
+        end = self.options.get("video_end", math.inf)
+        frames = read_video(video, self.choose_frames, self.prepare_frame, start, end)
         sizes = {tuple(frame.shape[2:]) for frame in frames}
         if len(sizes) > 1:
             names = " and ".join(str(size) for size in sizes)
@@ -444,24 +543,15 @@ class VideoReader:
         return torch.cat(frames)
 
     def choose_frames(self, total: int, rate: float) -> list[int]:
-        """Indices of the frames to keep of `total` frames, `rate` a second."""
-        # The frames of the part between video_start and video_end, in seconds. Frame i is
-        # shown at i / rate, and the one at video_end belongs to the part.
-        start = self.options.get("video_start", 0)
-        end = self.options.get("video_end", math.inf)
-        first = math.ceil(max(0, start) * rate)
-        stop = int(min(total, end * rate + 1))
-        if stop <= first:
-            seconds = total / rate
-            raise ValueError(f"none of its {seconds:.2f} s lies in {start} to {end} s")
+        """Indices of the frames to keep of `total` frames, `rate` a second.
 
+        They are the frames between video_start and video_end.
+        """
         settings = {}
         for name in ("fps", "nframes", "min_frames", "max_frames"):
             if name in self.options:
                 settings[name] = self.options[name]
-        # Choose among them, and count from the beginning of the video again.
-        chosen = sample_frames(stop - first, rate, **settings)
-        return [first + i for i in chosen]
+        return sample_frames(total, rate, **settings)
 
     def prepare_frame(self, frame: Image.Image, num_frames: int) -> Tensor:
         """A decoded frame, one of num_frames, as uint8 (1, 3, height, width)."""
@@ -488,8 +578,18 @@ def video_patches(
 IM_START, IM_END, ENDOFTEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 PLACEHOLDERS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-# They mark objects and boxes in text. Unlike other control tokens they count in a user's
-# text, too.
+# No text of a user becomes one of these.
+CONTROL_TOKENS = [
+    IM_START,
+    IM_END,
+    ENDOFTEXT,
+    VISION_START,
+    VISION_END,
+    "<|vision_pad|>",
+    *PLACEHOLDERS.values(),
+]
+# They mark objects and boxes in text. Unlike control tokens they count in a user's text, too,
+# and so do the tokens that a finetune has added.
 GROUNDING_TOKENS = [
     "<|object_ref_start|>",
     "<|object_ref_end|>",
@@ -507,6 +607,14 @@ class Piece(NamedTuple):
 
     text: str
     is_control: bool
+
+
+class RenderFlags(NamedTuple):
+    """How a conversation is rendered: the options of `render`, in their order."""
+
+    add_generation_prompt: bool
+    add_vision_id: bool
+    continue_final_message: bool
 
 
 class Turn(NamedTuple):
@@ -556,15 +664,21 @@ def item_kind(item: Item) -> str:
 
 
 def render(
-    turns: Sequence[Turn], add_generation_prompt: bool = False, add_vision_id: bool = False
+    turns: Sequence[Turn],
+    add_generation_prompt: bool = False,
+    add_vision_id: bool = False,
+    continue_final_message: bool = False,
 ) -> list[Piece]:
     """A conversation as the official Jinja template writes it, in pieces.
 
     Control tokens are kept apart from text, so that a user who types "<|im_end|>" gets text
     and not a control token. add_vision_id: number the images and videos, "Picture 1: ".
+    continue_final_message: end with the last text, which the model continues.
     """
     pieces = []
     counts = {"image": 0, "video": 0}
+    if continue_final_message:
+        turns = [*turns[:-1], cut_after_text(turns[-1])]
     # <|im_start|>role, the content, <|im_end|> for every turn.
     for role, items in turns:
         pieces.append(Piece(IM_START, is_control=True))
@@ -583,12 +697,32 @@ def render(
             pieces.append(Piece(VISION_END, is_control=True))
         pieces.append(Piece(IM_END, is_control=True))
         pieces.append(Piece("\n", is_control=False))
+    if continue_final_message:
+        del pieces[-2:]  # the end of the last turn
 
     # The beginning of an answer, which the model continues.
     if add_generation_prompt:
         pieces.append(Piece(IM_START, is_control=True))
         pieces.append(Piece("assistant\n", is_control=False))
     return pieces
+
+
+def cut_after_text(turn: Turn) -> Turn:
+    """A turn up to its last text; ValueError if it has none."""
+    kinds = [kind for kind, _ in turn.items]
+    if "text" not in kinds:
+        raise ValueError("continue_final_message: the last message has no text to continue")
+    while kinds[-1] != "text":
+        kinds.pop()
+    return Turn(turn.role, turn.items[: len(kinds)])
+
+
+def render_text(
+    conversation: Sequence[Message], add_generation_prompt: bool, add_vision_id: bool
+) -> str:
+    """A conversation as the official template writes it, in one string."""
+    turns = parse_conversation(conversation)
+    return "".join(piece.text for piece in render(turns, add_generation_prompt, add_vision_id))
 
 
 # ----------------------------------------------------------------------------------- tokens
@@ -605,6 +739,16 @@ def split_at_tokens(text: str, tokens: Iterable[str]) -> list[Piece]:
             pieces.append(Piece(part, is_token))
         is_token = not is_token
     return pieces
+
+
+def cut_control_tokens(text: str) -> list[str]:
+    """Text cut inside each control token that it spells, so that the tokenizer sees none.
+
+    The cut comes after "<|". There the tokenizer divides text anyway, since punctuation ends
+    and a word begins: so the ids are those of the whole text, read as text.
+    """
+    names = "|".join(re.escape(token.removeprefix("<|")) for token in CONTROL_TOKENS)
+    return re.split(f"(?<=<\\|)(?={names})", text)
 
 
 def expand_placeholders(ids: list[int], counts: Mapping[int, Iterator[int]]) -> list[int]:
@@ -678,8 +822,11 @@ class Qwen2VLProcessor:
     """Turns conversations, or rendered strings and their media, into the model's inputs.
 
     video_defaults: options of videos, of which later ones override earlier ones.
-    max_tokens: a longer prompt is an error. The tokenizer is set to take control tokens in
-    a string as plain text; only `encode` inserts them.
+    max_tokens: a longer prompt is an error. Control tokens in text are plain text; only
+    `encode` inserts them.
+
+    The attribute chat_template is None for the official template, which `render` writes; else
+    the checkpoint's own, or several by name.
     """
 
     def __init__(
@@ -693,25 +840,36 @@ class Qwen2VLProcessor:
         self.tokenizer = tokenizer
         self.video_defaults = video_defaults
         self.max_tokens = max_tokens
-        # The library's name misleads: with True a "<|im_end|>" in a string is ordinary text.
-        tokenizer.encode_special_tokens = True
+        self.source_texts: dict[str, str] = {}  # of the folder it was read from, by filename
+        self.chat_template: str | dict[str, str] | None = None
+        self.template_variables: dict[str, str | list[str]] = {}
+        self.known_templates: dict[str, bool] = {}  # whether they write what `render` writes
 
-        # Ids of the control tokens, by their text.
-        added_tokens = tokenizer.get_added_tokens_decoder()
+        # Ids of the tokens that are no text, by what they are written as: those that are marked
+        # as special, and the control tokens in any case.
         self.special_tokens = {}
-        for token_id, token in added_tokens.items():
-            if token.special:
+        ids = {}
+        for token_id, token in tokenizer.get_added_tokens_decoder().items():
+            ids[token.content] = token_id
+            if token.special or token.content in CONTROL_TOKENS:
                 self.special_tokens[token.content] = token_id
         # All that is used here must be there.
-        needed = [IM_START, IM_END, ENDOFTEXT, VISION_START, VISION_END]
-        needed += [*PLACEHOLDERS.values(), *GROUNDING_TOKENS]
-        missing = [token for token in needed if token not in self.special_tokens]
+        needed = [token for token in CONTROL_TOKENS if token != "<|vision_pad|>"]
+        needed += GROUNDING_TOKENS
+        missing = [token for token in needed if token not in ids]
         if missing:
             raise ValueError(f"this is no tokenizer of Qwen2-VL: it lacks {', '.join(missing)}")
+        self.control_ids = {ids[token] for token in CONTROL_TOKENS if token in ids}
         self.eos_token_id = self.special_tokens[IM_END]
         self.pad_token_id = self.special_tokens[ENDOFTEXT]
         self.image_token_id = self.special_tokens[PLACEHOLDERS["image"]]
         self.video_token_id = self.special_tokens[PLACEHOLDERS["video"]]
+        # What code for transformers asks its tokenizers for.
+        tokenizer.padding_side = "left"
+        tokenizer.eos_token = IM_END
+        tokenizer.eos_token_id = self.eos_token_id
+        tokenizer.pad_token = ENDOFTEXT
+        tokenizer.pad_token_id = self.pad_token_id
 
     @classmethod
     def from_pretrained(
@@ -719,26 +877,71 @@ class Qwen2VLProcessor:
         name: str | os.PathLike,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        use_fast: bool | None = None,
+        official_template: bool = False,
         base: str | os.PathLike | None = None,
     ) -> "Qwen2VLProcessor":
         """The processor of "tiny", a folder, or a Hub repository.
 
-        min_pixels, max_pixels: limits for images and for the frames of videos. base: of a LoRA
-        adapter, which the files come from that the adapter lacks.
+        min_pixels, max_pixels: limits for images and for the frames of videos. use_fast:
+        True to resize images with torch, as videos always are, and not with Pillow.
+        official_template: whether to leave a chat template of the checkpoint's own aside.
+        base: of a LoRA adapter, which the files come from that the adapter lacks.
         """
         folder, adapter = load.find_base_and_adapter(name, base, weights=False)
         if adapter is not None:
             with lora.processor_folder(adapter, folder) as files_of_both:
-                return cls.from_pretrained(files_of_both, min_pixels, max_pixels)
+                return cls.from_pretrained(
+                    files_of_both, min_pixels, max_pixels, use_fast, official_template
+                )
         image_processor = Qwen2VLImageProcessor.from_pretrained(
-            folder, min_pixels=min_pixels, max_pixels=max_pixels
+            folder, use_fast=use_fast, min_pixels=min_pixels, max_pixels=max_pixels
         )
         # Limits of videos: those of a section or file of their own, which most checkpoints
         # don't have, then the caller's. The limits of images are not theirs.
         _, stated = load.read_media_config(folder)
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        max_tokens = load.read_config(folder).get("max_position_embeddings", math.inf)
-        return cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # A folder may hold a processor without a model.
+        has_model = (folder / "config.json").is_file()
+        config = load.read_config(folder) if has_model else {}
+        max_tokens = config.get("max_position_embeddings") or math.inf
+        processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # The model must know the placeholders by the ids that the tokenizer gives them.
+        ids = {
+            "image_token_id": processor.image_token_id,
+            "video_token_id": processor.video_token_id,
+            "vision_start_token_id": processor.special_tokens[VISION_START],
+            "vision_end_token_id": processor.special_tokens[VISION_END],
+        }
+        if has_model:
+            check_token_ids(folder / "config.json", config, ids)
+        processor.source_texts = processor_files.read_texts(folder)
+        if not official_template:
+            processor.read_template(folder)
+        return processor
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write all files of a processor, beside which a saved model is a whole checkpoint.
+
+        What was read from a folder, say its chat template, is written as it was.
+        """
+        texts = processor_files.all_texts(
+            self.tokenizer,
+            self.source_texts,
+            self.image_processor.settings(),
+            self.video_defaults,
+            {"eos_token": IM_END, "pad_token": ENDOFTEXT},
+            self.max_tokens,
+            TOTAL_PIXELS,
+        )
+        processor_files.save_files(Path(folder), texts)
+
+    def read_template(self, folder: Path) -> None:
+        """Take the chat template of a folder, if it has one."""
+        config = load.read_json(folder, "tokenizer_config.json", optional=True)
+        older_roles = load.read_json(folder, "special_tokens_map.json", optional=True)
+        self.chat_template = read_templates(folder, config)
+        self.template_variables = role_texts(config, older_roles, str(folder))
 
     def text_stream(self) -> TextStream:
         """A decoder for one row of generated ids, to print them as they come."""
@@ -763,22 +966,35 @@ class Qwen2VLProcessor:
         return ids + self.encode_text(text)
 
     def encode_text(self, text: str) -> list[int]:
-        """Turn text into ids. Control tokens in it stay text, except those of grounding."""
+        """Turn text into ids. Control tokens in it stay text; other added tokens count."""
         text.encode()  # half a surrogate pair is a ValueError here; the tokenizer has a TypeError
+        self.reset_tokenizer()
         ids = []
-        # Between them the tokenizer takes over.
-        for part, is_control in split_at_tokens(text, GROUNDING_TOKENS):
-            if is_control:
-                ids.append(self.special_tokens[part])
-            else:
-                ids += self.tokenizer.encode(part).ids
+        for part in cut_control_tokens(text):
+            ids += self.tokenizer.encode(part, add_special_tokens=False).ids
+        # A tokenizer may change text before it reads it. What it makes of it, no control token.
+        if not self.control_ids.isdisjoint(ids):
+            raise ValueError(f"this tokenizer makes control tokens of the text {shorten(text)}")
         return ids
+
+    def reset_tokenizer(self) -> None:
+        """Undo what some program may have set in the tokenizer: none of it is obeyed here."""
+        # Only what is set, so that several threads can use one tokenizer.
+        if self.tokenizer.truncation is not None:
+            self.tokenizer.no_truncation()
+        if self.tokenizer.padding is not None:
+            self.tokenizer.no_padding()
+        # The library's name misleads: with True a "<|box_start|>" in a string is plain text.
+        if self.tokenizer.encode_special_tokens:
+            self.tokenizer.encode_special_tokens = False
 
     def apply_chat_template(
         self,
         conversation: Sequence,
+        chat_template: str | None = None,
         tokenize: bool = False,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         add_vision_id: bool = False,
         return_dict: bool = False,
         video_fps: float | None = None,
@@ -790,10 +1006,15 @@ class Qwen2VLProcessor:
 
         The arguments are those of `transformers`. Without `tokenize` returns a string or a
         list of strings, with it input_ids (B, T), with `return_dict` as well all that the
-        model takes. add_generation_prompt: end with the beginning of an answer. video_fps:
+        model takes. add_generation_prompt: end with the beginning of an answer.
+        continue_final_message: end with the last text, which the model continues.
+        chat_template: one in place of the checkpoint's, or the name of one of those. video_fps:
         the option fps. options: any of MEDIA_OPTIONS, for all images and videos.
         """
+        options = drop_neutral(options)
         check_options(padding, return_tensors, options)
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("add_generation_prompt and continue_final_message exclude each other")
         is_list = isinstance(conversation, (list, tuple))
         if not is_list or not conversation or not all(conversation):
             raise ValueError(
@@ -804,7 +1025,12 @@ class Qwen2VLProcessor:
 
         # A batch of prompts: parsed once, then rendered.
         prompts = [parse_conversation(messages) for messages in conversations]
-        rows = [render(turns, add_generation_prompt, add_vision_id) for turns in prompts]
+        flags = RenderFlags(add_generation_prompt, add_vision_id, continue_final_message)
+        template = choose_template(self.chat_template, chat_template)
+        if template is None or self.is_official(template):
+            rows = [render(turns, *flags) for turns in prompts]
+        else:
+            rows = self.render_template(template, conversations, prompts, flags)
         if not tokenize:
             texts = ["".join(piece.text for piece in row) for row in rows]
             return texts if is_batch else texts[0]
@@ -817,6 +1043,38 @@ class Qwen2VLProcessor:
             options["fps"] = video_fps
         inputs = self.batch(rows, images, videos, options)
         return inputs if return_dict else inputs["input_ids"]
+
+    def is_official(self, template: str) -> bool:
+        """Whether a chat template writes what `render` writes."""
+        if template not in self.known_templates:
+            variables = self.template_variables
+            same = writes_the_same(template, variables, render_text)
+            self.known_templates[template] = same
+        return self.known_templates[template]
+
+    def render_template(
+        self,
+        template: str,
+        conversations: Sequence[Sequence[Message]],
+        prompts: Sequence[list[Turn]],
+        flags: RenderFlags,
+    ) -> list[list[Piece]]:
+        """Conversations as another template than the official one writes them, in pieces.
+
+        prompts: the same, parsed. A template is a program, which runs in a process of its own;
+        ValueError if it fails there.
+        """
+        plain = []
+        for messages, turns in zip(conversations, prompts, strict=True):
+            # Without the official system message, if it was inserted.
+            items = [turn.items for turn in turns[-len(messages) :]]
+            plain.append(plain_messages(messages, items))
+        variables: dict[str, object] = dict(self.template_variables)
+        variables.update(template_variables(flags.add_generation_prompt, flags.add_vision_id))
+        rows = render_conversations(
+            template, plain, variables, CONTROL_TOKENS, flags.continue_final_message
+        )
+        return [[Piece(*piece) for piece in row] for row in rows]
 
     def __call__(
         self,
@@ -848,7 +1106,7 @@ class Qwen2VLProcessor:
             video_list = list(videos)
         else:
             video_list = [videos]
-        rows = [split_at_tokens(one, self.special_tokens) for one in texts]
+        rows = [split_at_tokens(one, CONTROL_TOKENS) for one in texts]
         return self.batch(rows, image_list, video_list, options)
 
     def batch(
@@ -909,6 +1167,9 @@ class Qwen2VLProcessor:
         Padding is on the left, so that every row ends with the last token of its prompt,
         where generation continues.
         """
+        side = getattr(self.tokenizer, "padding_side", "left")
+        if side != "left":
+            raise ValueError(f"tokenizer.padding_side is {side!r}, only 'left' can be done here")
         # The longest row decides, and must fit the model.
         length = max(len(row) for row in ids)
         if length > self.max_tokens:

@@ -39,8 +39,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import compiled, flash, lora, quantized, schemas
-from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits, refuse_unknown
+from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, schemas
+from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
+from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
+from qwen2vl_extras.streaming import Streamer, check_streamer, feed
 
 # Constants of the architecture that the official config.json leaves out.
 VISION_NORM_EPS = 1e-6
@@ -118,7 +120,9 @@ class Qwen2VLConfig:
         # A config.json has more entries than these; the others are not needed to run the model.
         flat["vision_config"] = VisionConfig(**stated_fields(VisionConfig, flat["vision_config"]))
         result = cls(**stated_fields(cls, flat))
-        schemas.check_sizes("config.json", asdict(result))
+        sizes = asdict(result)
+        sizes["head_dim"] = flat.get("head_dim")  # seldom there, and no size of its own
+        schemas.check_sizes("config.json", sizes)
         return result
 
     @classmethod
@@ -490,15 +494,24 @@ class VisionTransformer(nn.Module):
 
         pixel_values: (patches, 1176), the patches of all; grid_thw: (images, 3).
         """
+        self.check_media(pixel_values, grid_thw)
+        if pixel_values is None:
+            raise ValueError("pixel_values is None, a tensor of patches is needed")
         sizes = grid_thw.prod(-1).tolist()
-        if sum(sizes) != len(pixel_values):
-            raise ValueError(
-                f"the grids hold {sum(sizes)} patches, pixel_values has {len(pixel_values)}"
-            )
         features = []
         for pixels, (t, h, w) in zip(pixel_values.split(sizes), grid_thw.tolist(), strict=True):
             features.append(self.encode(pixels, t, h, w, implementation))
         return torch.cat(features)
+
+    def check_media(
+        self, pixel_values: Tensor | None, grid_thw: Tensor | None, kind: str = "image"
+    ) -> None:
+        """ValueError unless these fit together; kind: what it calls them, "image" or "video"."""
+        weight = self.patch_embed.proj.weight  # (D, 3, 2, 14, 14)
+        merge_size = self.config.spatial_merge_size
+        checks.check_media(
+            kind, pixel_values, grid_thw, weight[0].numel(), merge_size, weight.device
+        )
 
     def encode(
         self, pixels: Tensor, t: int, h: int, w: int, implementation: str = "sdpa"
@@ -555,16 +568,23 @@ def get_rope_index(
     a token to get its position: a prompt of 100 tokens, padding included, whose next
     position is 40 has the delta -60.
     """
-    merge_size = config.vision_config.spatial_merge_size
-    # The grids that have not been used yet, by the placeholder token that stands for them.
-    grids = {
-        config.image_token_id: deque([] if image_grid_thw is None else image_grid_thw.tolist()),
-        config.video_token_id: deque([] if video_grid_thw is None else video_grid_thw.tolist()),
-    }
+    checks.check_ids(input_ids, config)
+    batch, length = input_ids.shape
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
+    checks.check_mask(attention_mask, batch, length, input_ids.device, is_prompt=True)
 
-    batch, length = input_ids.shape
+    # The grids that have not been used yet, by the placeholder token that stands for them.
+    merge_size = config.vision_config.spatial_merge_size
+    grids: dict[int, deque[list[int]]] = {}
+    for kind, token_id, grid_thw in (
+        ("image", config.image_token_id, image_grid_thw),
+        ("video", config.video_token_id, video_grid_thw),
+    ):
+        grids[token_id] = deque()
+        if grid_thw is not None:
+            grids[token_id].extend(checks.read_grids(f"{kind}_grid_thw", grid_thw, merge_size))
+
     position_ids = input_ids.new_ones(3, batch, length)
     rope_deltas = input_ids.new_zeros(batch, 1)
     for b in range(batch):
@@ -826,12 +846,19 @@ class Qwen2VLModel(nn.Module):
         the embeddings to the normalised last; one given as attentions with the weights of
         each layer, (B, H, T, S).
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        batch, length = checks.check_decoder(
+            self.config,
+            self.embed_tokens.weight.device,
+            self.norm.weight.dtype,
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+        )
         if attentions is not None and implementation != "eager":
             raise ValueError(f"{implementation} keeps no attention weights, eager does")
-        batch, length = x.shape[:2]
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         past = 0 if past_key_values is None else past_key_values.length
         if position_ids is None:
             numbers = torch.arange(past, past + length, device=x.device)
@@ -927,16 +954,14 @@ class Sampling:
         return sampling
 
     def check_ranges(self) -> None:
-        """ValueError for the first number that is out of its range."""
-        self.check_range("temperature", self.temperature, 0, 1e9)
-        self.check_range("top_k", self.top_k, 0, 1e9)
-        self.check_range("top_p", self.top_p, ABOVE_ZERO, 1)
-        self.check_range("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, 1e9)
-
-    @staticmethod
-    def check_range(name: str, value: float, lowest: float, highest: float) -> None:
-        if not lowest <= value <= highest:
-            raise ValueError(f"{name}={value} is not within {lowest:g} to {highest:g}")
+        """ValueError for the first setting of a wrong type or out of its range."""
+        checks.check_number("temperature", self.temperature, 0, 1e9)
+        checks.check_number("top_k", self.top_k, 0, 1e9)
+        checks.check_number("top_p", self.top_p, ABOVE_ZERO, 1)
+        checks.check_number("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, 1e9)
+        checks.check_integer("top_k", self.top_k, 0, 10**9)
+        checks.check_integer("do_sample", self.do_sample, 0, 1)
+        checks.check_token_ids("eos_token_id", self.eos_token_id)
 
 
 def warp_logits(logits: Tensor, input_ids: Tensor, sampling: Sampling) -> Tensor:
@@ -1069,22 +1094,25 @@ def decode(
 
 
 @dataclass
-class Qwen2VLOutput:
-    """What one forward pass returns."""
+class Qwen2VLOutput(FieldMapping):
+    """What one forward pass returns.
 
+    out.logits is also out["logits"], and out[0] is the first that is not None.
+    """
+
+    loss: Tensor | None  # a float32 scalar where labels were given
     logits: Tensor  # (B, T or logits_to_keep, vocabulary)
-    loss: Tensor | None = None  # a float32 scalar where labels were given
     past_key_values: KVCache | None = None
-    rope_deltas: Tensor | None = None  # (B, 1), see get_rope_index
     hidden_states: list[Tensor] | None = None  # each (B, T, D), see Qwen2VLModel.forward
     attentions: list[Tensor] | None = None  # the weights of each layer, (B, H, T, S)
+    rope_deltas: Tensor | None = None  # (B, 1), see get_rope_index
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of labels (B, T) under logits (B, T, vocabulary), without -100."""
     # The logits at position i predict the token at position i + 1.
     predictions = logits[:, :-1].flatten(0, 1).float()
-    return F.cross_entropy(predictions, labels[:, 1:].flatten(), ignore_index=-100)
+    return F.cross_entropy(predictions, labels[:, 1:].flatten().long(), ignore_index=-100)
 
 
 class Qwen2VLForConditionalGeneration(nn.Module):
@@ -1097,7 +1125,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.attn_implementation = attn_implementation
-        self.generation_config: dict = {}  # the content of generation_config.json
+        self.generation_config = GenerationConfig()  # the content of generation_config.json
         self.visual = VisionTransformer(config.vision_config)
         self.model = Qwen2VLModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -1177,7 +1205,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
-        model.generation_config = load.read_generation_config(folder)
+        model.generation_config = GenerationConfig(load.read_generation_config(folder))
         return model.eval()
 
     def set_parameter(self, path: str, tensor: Tensor, int8: bool = False) -> None:
@@ -1246,6 +1274,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         """
         # Images without placeholders, or placeholders without images, are errors.
         expected = int(is_placeholder.sum())
+        self.visual.check_media(pixel_values, grid_thw, kind)
         if pixel_values is None:
             if expected:
                 raise ValueError(f"the prompt has {expected} {kind} tokens, the {kind}s give 0")
@@ -1274,7 +1303,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-    ) -> Qwen2VLOutput:
+        return_dict: bool | None = None,
+        **unknown: object,
+    ) -> Qwen2VLOutput | tuple:
         """One pass. Nothing stays on the model: the caller keeps cache and rope_deltas.
 
         input_ids: (B, T), or inputs_embeds: (B, T, D) with images already in place;
@@ -1282,22 +1313,22 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         in prompt order over the batch; position_ids: (3, B, T), else computed from input_ids or,
         if the cache holds tokens, from rope_deltas (B, 1); labels: (B, T), -100 for no loss;
         logits_to_keep: how many of the last positions get logits, 0 for all.
+        return_dict=False: the output as a tuple.
         """
-        if labels is not None and logits_to_keep:
-            raise ValueError(f"labels need all logits, logits_to_keep is {logits_to_keep}")
+        # What can't be right is refused here, in one line.
+        arguments.check_unlisted(unknown, self.forward, arguments.FORWARD)
+        checks.check_redundant(unknown, self.config, input_ids, video_grid_thw)
+        media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        batch, length = self.check_inputs(
+            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, media
+        )
+        checks.check_labels(labels, logits_to_keep, self.config, batch, length, self.device)
 
         # Embeddings of tokens, with features of images in place of their placeholders.
-        if input_ids is not None and inputs_embeds is None:
-            inputs_embeds = self.embed(
-                input_ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
-            )
-        elif inputs_embeds is None or input_ids is not None:
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        elif pixel_values is not None or pixel_values_videos is not None:
-            raise ValueError("give inputs_embeds, or input_ids with pixel values, but not both")
+        if input_ids is not None:
+            inputs_embeds = self.embed(input_ids, *media)
         # Positions in time, row and column.
         if position_ids is None:
-            length = inputs_embeds.shape[1]
             grids = (image_grid_thw, video_grid_thw)
             position_ids, rope_deltas = self.choose_positions(
                 input_ids, length, grids, attention_mask, past_key_values, rope_deltas
@@ -1314,10 +1345,33 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             hidden_states=hidden_states,
             attentions=attentions,
         )
-        x = x[:, -logits_to_keep:]  # all of them for 0, since -0 is 0
-        logits = self.compute_logits(x)
+        logits = self.compute_logits(x[:, -logits_to_keep:])  # of all for 0, since -0 is 0
         loss = None if labels is None else next_token_loss(logits, labels)
-        return Qwen2VLOutput(logits, loss, past_key_values, rope_deltas, hidden_states, attentions)
+        out = Qwen2VLOutput(loss, logits, past_key_values, hidden_states, attentions, rope_deltas)
+        return out.to_tuple() if return_dict is False else out
+
+    def check_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: KVCache | None,
+        media: tuple[Tensor | None, ...],
+    ) -> tuple[int, int]:
+        """ValueError for inputs of `forward` that don't fit together; returns (B, T)."""
+        if inputs_embeds is not None and any(tensor is not None for tensor in media):
+            raise ValueError("give inputs_embeds, or input_ids with images, but not both")
+        return checks.check_decoder(
+            self.config,
+            self.model.embed_tokens.weight.device,
+            self.dtype,
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            cache,
+        )
 
     def choose_positions(
         self,
@@ -1335,12 +1389,15 @@ class Qwen2VLForConditionalGeneration(nn.Module):
                 raise ValueError("after a prompt forward needs rope_deltas or position_ids")
             if any(grid is not None for grid in grids):
                 raise ValueError("images after a prompt need position_ids")
+            checks.check_rope_deltas(rope_deltas, cache.keys.shape[1], self.device)
             device = rope_deltas.device
             indices = torch.arange(cache.length, cache.length + length, device=device)  # (T,)
             positions = indices + rope_deltas  # (B, T)
             return positions.expand(3, -1, -1), rope_deltas
 
         # A prompt: its ids say where the images are.
+        if rope_deltas is not None:
+            raise ValueError("rope_deltas are for tokens after a prompt, the cache holds 0 tokens")
         if input_ids is None:
             raise ValueError("without position_ids forward needs input_ids")
         image_grid_thw, video_grid_thw = grids
@@ -1354,7 +1411,6 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         rows = x.flatten(0, 1)
         return self.lm_head(rows).unflatten(0, x.shape[:2])
 
-    @torch.no_grad()  # of a generator: while it computes, not while its caller does
     def stream(
         self,
         input_ids: Tensor,
@@ -1363,7 +1419,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         image_grid_thw: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -1377,14 +1434,18 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     ) -> Iterator[Tensor]:
         """Yield the next token of every row, (B,), until all rows have ended.
 
-        At most max_new_tokens are generated, and rows that have ended yield padding. The
-        first six arguments are those of `forward`. Settings of `Sampling` that are None
-        come from generation_config.json. seed: makes sampling repeatable. compile: decode
-        with `compiled.CompiledStep`, which pays for long answers. Wrong arguments are
-        errors of the first `next`, since this is a generator.
+        At most max_new_tokens are generated, by default 128, or as many as make max_length
+        with the prompt; rows that have ended yield padding. The first six arguments are
+        those of `forward`. Settings that are None come from generation_config.json. seed:
+        makes sampling repeatable. compile: decode with `compiled.CompiledStep`, which pays
+        for long answers. unknown: arguments of `transformers` with values that change nothing.
         """
-        refuse_unknown(unknown, self.stream)  # names the argument that may be meant
-        self.check_prompt(input_ids, attention_mask, max_new_tokens)
+        # What can't be right is refused at once, not at the first token.
+        arguments.check_unlisted(unknown, self.stream, arguments.GENERATE)
+        checks.check_redundant(unknown, self.config, input_ids, video_grid_thw)
+        self.check_prompt(input_ids, attention_mask)
+        length = input_ids.shape[1]
+        max_new_tokens = self.answer_length(length, max_new_tokens, max_length)
         chosen = {
             "do_sample": do_sample,
             "temperature": temperature,
@@ -1395,10 +1456,29 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             "pad_token_id": pad_token_id,
         }
         sampling = Sampling.resolve(self.config, self.generation_config, chosen)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        checks.check_integer("pad_token_id", sampling.pad_token_id, 0, self.config.vocab_size - 1)
+        generator = None
+        if seed is not None:
+            checks.check_integer("seed", seed, 0, 2**63 - 1)
+            generator = torch.Generator(self.device).manual_seed(seed)
 
-        # The first token comes from one pass over the prompt, the others from one step each.
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        ids = input_ids.long()  # int32 can't index scores
+        return self.answer(ids, attention_mask, media, max_new_tokens, sampling, generator, compile)
+
+    @torch.no_grad()  # of a generator: while it computes, not while its caller does
+    def answer(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+        max_new_tokens: int,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        compile: bool,
+    ) -> Iterator[Tensor]:
+        """What `stream` returns, from arguments that it has checked."""
+        # The first token comes from one pass over the prompt, the others from one step each.
         logits, step = self.prefill(input_ids, attention_mask, media, max_new_tokens, compile)
         refuse_equal_logits(logits, self.named_parameters())
         # On CUDA decode_ahead starts step i + 1 before the host reads token i, so that the
@@ -1444,7 +1524,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         image_grid_thw: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -1454,10 +1535,17 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         pad_token_id: int | None = None,
         seed: int | None = None,
         compile: bool = False,
+        streamer: Streamer | None = None,
         **unknown: object,
     ) -> Tensor:
-        """The prompt and the new tokens, (B, T + new tokens); arguments as in `stream`."""
-        refuse_unknown(unknown, self.generate)
+        """The prompt and the new tokens, (B, T + new tokens); arguments as in `stream`.
+
+        streamer: gets the prompt, then each token as it comes, as the streamers of
+        `transformers` do.
+        """
+        arguments.check_unlisted(unknown, self.generate, arguments.GENERATE)
+        if streamer is not None:
+            check_streamer(streamer)
         tokens = self.stream(
             input_ids,
             attention_mask,
@@ -1466,6 +1554,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             pixel_values_videos,
             video_grid_thw,
             max_new_tokens=max_new_tokens,
+            max_length=max_length,
             do_sample=do_sample,
             temperature=temperature,
             top_k=top_k,
@@ -1475,25 +1564,41 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             pad_token_id=pad_token_id,
             seed=seed,
             compile=compile,
+            **unknown,
         )
+        if streamer is not None:
+            tokens = feed(streamer, input_ids, tokens)
         new_tokens = torch.stack(list(tokens), dim=1)  # a list of (B,) to (B, new tokens)
         return torch.cat((input_ids, new_tokens), dim=1)
 
-    def check_prompt(
-        self, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
-    ) -> None:
+    def check_prompt(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """ValueError if nothing can be generated after this prompt."""
-        length = input_ids.shape[1]
+        self.check_inputs(input_ids, None, attention_mask, None, None, ())
+        if attention_mask is not None:
+            checks.check_last_token(attention_mask)
+
+    def answer_length(self, length: int, max_new_tokens: int | None, max_length: int | None) -> int:
+        """How many tokens may follow a prompt of `length` tokens.
+
+        max_new_tokens, or max_length with the prompt, but not both. Where neither is given it
+        is what generation_config.json says, or 128, as far as there is room.
+        """
         # Prompt and answer share the positions that the model was made for.
         room = self.config.max_position_embeddings - length
-        if not 1 <= max_new_tokens <= room:
+        if max_new_tokens is not None and max_length is not None:
+            raise ValueError(
+                f"give max_new_tokens or max_length, not both: got {max_new_tokens}, {max_length}"
+            )
+        if max_length is not None:
+            checks.check_integer("max_length", max_length, length + 1, length + room)
+            return max_length - length
+        if max_new_tokens is None and room >= 1:
+            return min(default_length(self.generation_config, length), room)
+        if not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= room:
             raise ValueError(
                 f"max_new_tokens is {max_new_tokens}; after {length} tokens this model takes {room}"
             )
-        if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError(
-                "generation needs padding on the left, this attention_mask ends in padding"
-            )
+        return max_new_tokens
 
 
 # Running this file starts the command line of qwen2vl_app, which imports this file.

@@ -25,6 +25,7 @@ from qwen2vl_app.boxes import check_output, describe_boxes, draw_boxes, find_box
 from qwen2vl_app.chat import chat
 from qwen2vl_app.trace import trace_stages
 from qwen2vl_extras.media import load_image
+from qwen2vl_extras.sources import read_all
 
 DISTRIBUTION = "qwen2vl-from-scratch"  # its name in pyproject.toml
 HIGH_TEMPERATURE = 1.5
@@ -86,7 +87,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SOURCE",
-        help="path, URL or data: URI; repeatable",
+        help="path, URL or data: URI, - for stdin; repeatable",
     )
     group.add_argument(
         "--video",
@@ -142,6 +143,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--int8",
         action="store_true",
         help="weights in int8: half the memory of bfloat16, faster, less exact",
+    )
+    group.add_argument(
+        "--official-template",
+        action="store_true",
+        help="leave aside a chat template that the checkpoint brings",
     )
 
 
@@ -254,13 +260,17 @@ def run(args: argparse.Namespace) -> None:
     image: Image.Image | None = None  # to draw on
     if args.boxes is not None:  # what can't work fails here, before the model is loaded
         check_boxes_options(args)
-        image = load_image(args.image[0])
+        image = load_image(media[0]["image"])
         media = [{"type": "image", "image": image}]  # so that it is opened only once
     print_notes(args)
 
     # The processor first: it reads small files only, and fails early if they are wrong.
     processor = Qwen2VLProcessor.from_pretrained(
-        args.model, args.min_pixels, args.max_pixels, base=args.base
+        args.model,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        official_template=args.official_template,
+        base=args.base,
     )
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         args.model,
@@ -287,11 +297,20 @@ def run(args: argparse.Namespace) -> None:
 def media_items(args: argparse.Namespace) -> list[Item]:
     """The images and then the videos of the command line, as items of a message."""
     items = []
-    for source in args.image:
-        items.append({"type": "image", "path": source})
-    for source in args.video:
-        items.append({"type": "video", "path": source})
+    for kind, sources in (("image", args.image), ("video", args.video)):
+        for source in sources:
+            opened = read_stdin(args, kind) if source == "-" else source
+            items.append({"type": kind, kind: opened})
     return items
+
+
+def read_stdin(args: argparse.Namespace, kind: str) -> bytes:
+    """The image or video that is sent to stdin, which gives it once."""
+    if args.chat:
+        raise ValueError(f"--{kind} - reads from stdin, where --chat reads the questions")
+    if [*args.image, *args.video].count("-") > 1:
+        raise ValueError("-, which is stdin, can be read only once")
+    return read_all(sys.stdin.buffer, kind)
 
 
 def check_boxes_options(args: argparse.Namespace) -> None:

@@ -122,7 +122,8 @@ class Only:
         is_same_kind = isinstance(value, bool) == isinstance(self.value, bool)
         if not isinstance(value, int | float) or not is_same_kind:
             return fault
-        return None if abs(value - self.value) <= self.tolerance else fault
+        is_close = self.value - self.tolerance <= value <= self.value + self.tolerance
+        return None if is_close else fault
 
 
 @dataclass(frozen=True)
@@ -348,6 +349,8 @@ def decoder_rules(config: Mapping) -> list[Rule]:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads, sections = config["num_key_value_heads"], config["mrope_section"]
     head_dim = width // heads
+    stated_head_dim = config.get("head_dim") or head_dim
+    quotient = f"{head_dim}, which is hidden_size / num_attention_heads"
     adding_up = f"three numbers that add up to {head_dim / 2:g}, half the size of a head"
     return [
         Rule(width % heads == 0, "num_attention_heads", heads, f"a divisor of hidden_size {width}"),
@@ -357,6 +360,7 @@ def decoder_rules(config: Mapping) -> list[Rule]:
             kv_heads,
             f"a divisor of num_attention_heads {heads}",
         ),
+        Rule(stated_head_dim == head_dim, "head_dim", stated_head_dim, quotient),
         Rule(2 * sum(sections) == head_dim, "mrope_section", sections, adding_up),
     ]
 

@@ -81,18 +81,22 @@ def random_pair(
     # The reference has no chunked attention, which computes what eager does.
     theirs.set_attn_implementation("eager" if attn == "chunked" else attn)
 
+    fill_randomly(theirs, seed)
+    ours = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config), attn).eval()
+    ours.load_state_dict(official_names(theirs.state_dict()))
+    return ours, theirs
+
+
+def fill_randomly(model: torch.nn.Module, seed: int) -> None:
+    """Draw all weights of a model: matrices of std 1/sqrt(fan_in), vectors around 1."""
     generator = torch.Generator().manual_seed(seed)
-    for p in theirs.parameters():
+    for p in model.parameters():
         values = torch.randn(p.shape, generator=generator)
         if p.ndim > 1:
             fan_in = p[0].numel()
             p.data = values * fan_in**-0.5
         else:  # norms and biases alike
             p.data = 1 + 0.3 * values
-
-    ours = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config), attn).eval()
-    ours.load_state_dict(official_names(theirs.state_dict()))
-    return ours, theirs
 
 
 def reference_config(config: dict) -> transformers.Qwen2VLConfig:
