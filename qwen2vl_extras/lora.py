@@ -387,7 +387,9 @@ def processor_folder(adapter: Path, base: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         sources = processor_files(adapter, base)
         for filename, source in sources.items():
-            shutil.copyfile(source, Path(temporary) / filename)
+            target = Path(temporary) / filename
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
         try:
             yield Path(temporary)
         except (ValueError, FileNotFoundError) as error:
@@ -404,6 +406,7 @@ IMAGE_FILES = {
     "video_preprocessor_config.json",
 }
 TEMPLATE_FILES = {"chat_template.json", "chat_template.jinja"}
+TEMPLATE_FOLDER = "additional_chat_templates"
 # The model's files, of which a processor reads those of the base.
 MODEL_FILES = {"config.json", "generation_config.json", CONFIG}
 LARGEST = 100_000_000  # bytes; a tokenizer has 11 million
@@ -411,16 +414,31 @@ LARGEST = 100_000_000  # bytes; a tokenizer has 11 million
 
 def processor_files(adapter: Path, base: Path) -> dict[str, Path]:
     """Where each file of an adapter's processor is, by its name."""
-    of_base = {file.name: file for file in text_files(base)}
-    of_adapter = {file.name: file for file in text_files(adapter) if file.name not in MODEL_FILES}
-    for group in (IMAGE_FILES, TEMPLATE_FILES):
-        if group & of_adapter.keys():
-            for filename in group:
-                of_base.pop(filename, None)
+    of_base = text_files(base)
+    of_adapter = text_files(adapter)
+    for filename in MODEL_FILES:
+        of_adapter.pop(filename, None)
+    left_out = set()
+    if IMAGE_FILES & of_adapter.keys():
+        left_out |= IMAGE_FILES
+    # A template may also stand in the tokenizer's settings.
+    settings = json_files.read_object(adapter, "tokenizer_config.json", optional=True)
+    if settings.get("chat_template") or any(map(is_template, of_adapter)):
+        left_out |= {filename for filename in of_base if is_template(filename)}
+    for filename in left_out:
+        of_base.pop(filename, None)
     return of_base | of_adapter
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The JSON files and templates of a folder that are not too large for any use."""
-    files = [*folder.glob("*.json"), *folder.glob("*.jinja")]
-    return [file for file in files if file.is_file() and file.stat().st_size <= LARGEST]
+def is_template(filename: str) -> bool:
+    return filename in TEMPLATE_FILES or filename.startswith(f"{TEMPLATE_FOLDER}/")
+
+
+def text_files(folder: Path) -> dict[str, Path]:
+    """The JSON files and templates of a folder that are not too large for any use, by name."""
+    files = {}
+    for pattern in ("*.json", "*.jinja", f"{TEMPLATE_FOLDER}/*.jinja"):
+        for file in folder.glob(pattern):
+            if file.is_file() and file.stat().st_size <= LARGEST:
+                files[file.relative_to(folder).as_posix()] = file
+    return files

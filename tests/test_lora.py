@@ -573,6 +573,25 @@ def test_a_processor_takes_what_the_adapter_has_and_the_rest_from_the_base(tmp_p
         Qwen2VLProcessor.from_pretrained(adapter, base="tiny")
 
 
+def test_the_template_of_an_adapter_goes_before_that_of_its_base(tmp_path):
+    base = shutil.copytree(TINY, tmp_path / "base")
+    write_json(base / "chat_template.json", {"chat_template": "base"})
+    settings = json.loads((TINY / "tokenizer_config.json").read_text(encoding="utf-8"))
+    own = {**settings, "chat_template": "own"}
+    cases = [("base", {}), ("own", {"tokenizer_config.json": json.dumps(own)})]
+    cases.append(("own", {"chat_template.jinja": "own"}))
+    cases.append(("own", {"chat_template.json": json.dumps({"chat_template": "own"})}))
+    cases.append(("own", {"additional_chat_templates/default.jinja": "own"}))
+    conversation = [{"role": "user", "content": "Hello"}]
+    for i, (expected, files) in enumerate(cases):
+        adapter = tiny_adapter(tmp_path / f"adapter {i}")
+        for filename, text in files.items():
+            (adapter / filename).parent.mkdir(exist_ok=True)
+            (adapter / filename).write_text(text, encoding="utf-8")
+        processor = Qwen2VLProcessor.from_pretrained(adapter, base=base)
+        assert processor.apply_chat_template(conversation) == expected, files
+
+
 # ------------------------------------------------------------------------------ broken adapters
 
 Q_PROJ = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
