@@ -64,10 +64,11 @@ class Adapter:
 
     How exact this is: PEFT's merge_and_unload, too, adds in float32 and rounds once, to the dtype
     of the base. The two differ by the order of the sums in B A: in float32 by 1e-6 of a matrix's
-    largest value at most, in half precision by one unit in the last place of some values. One
-    case differs on purpose: of a tied table and head PEFT changes both where the adapter changes
-    one, unlike its own model before the merge. Here the head is untied, as PEFT advises, and the
-    merged model computes what the trained one did.
+    largest value at most, in bfloat16 by one step of a few values. Two things differ on purpose.
+    PEFT rounds the change of a table before it adds it; here it is rounded once. And of a tied
+    table and head PEFT changes both where the adapter changes one, unlike its own model before
+    the merge. Here the head is untied, as PEFT advises, and the merged model computes what the
+    trained one did.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
@@ -96,7 +97,7 @@ class Adapter:
         self.saved_table = self.find_saved_table() if tied else None
         self.stays_tied = tied and not self.changes_one_alone()
         if tied and not self.stays_tied:
-            note(f"{folder}: the adapter changes the tied table and head differently: now untied")
+            note(f"{folder}: the head is no longer tied: the adapter changes it or the table alone")
 
     def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Turn the base's weights (name, tensor) into those of the finetuned model, one by one."""
@@ -386,7 +387,9 @@ def processor_folder(adapter: Path, base: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         sources = processor_files(adapter, base)
         for filename, source in sources.items():
-            shutil.copyfile(source, Path(temporary) / filename)
+            target = Path(temporary) / filename
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
         try:
             yield Path(temporary)
         except (ValueError, FileNotFoundError) as error:
@@ -403,6 +406,7 @@ IMAGE_FILES = {
     "video_preprocessor_config.json",
 }
 TEMPLATE_FILES = {"chat_template.json", "chat_template.jinja"}
+TEMPLATE_FOLDER = "additional_chat_templates"
 # The model's files, of which a processor reads those of the base.
 MODEL_FILES = {"config.json", "generation_config.json", CONFIG}
 LARGEST = 100_000_000  # bytes; a tokenizer has 11 million
@@ -410,16 +414,31 @@ LARGEST = 100_000_000  # bytes; a tokenizer has 11 million
 
 def processor_files(adapter: Path, base: Path) -> dict[str, Path]:
     """Where each file of an adapter's processor is, by its name."""
-    of_base = {file.name: file for file in text_files(base)}
-    of_adapter = {file.name: file for file in text_files(adapter) if file.name not in MODEL_FILES}
-    for group in (IMAGE_FILES, TEMPLATE_FILES):
-        if group & of_adapter.keys():
-            for filename in group:
-                of_base.pop(filename, None)
+    of_base = text_files(base)
+    of_adapter = text_files(adapter)
+    for filename in MODEL_FILES:
+        of_adapter.pop(filename, None)
+    left_out = set()
+    if IMAGE_FILES & of_adapter.keys():
+        left_out |= IMAGE_FILES
+    # A template may also stand in the tokenizer's settings.
+    settings = json_files.read_object(adapter, "tokenizer_config.json", optional=True)
+    if settings.get("chat_template") or any(map(is_template, of_adapter)):
+        left_out |= {filename for filename in of_base if is_template(filename)}
+    for filename in left_out:
+        of_base.pop(filename, None)
     return of_base | of_adapter
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The JSON files and templates of a folder that are not too large for any use."""
-    files = [*folder.glob("*.json"), *folder.glob("*.jinja")]
-    return [file for file in files if file.is_file() and file.stat().st_size <= LARGEST]
+def is_template(filename: str) -> bool:
+    return filename in TEMPLATE_FILES or filename.startswith(f"{TEMPLATE_FOLDER}/")
+
+
+def text_files(folder: Path) -> dict[str, Path]:
+    """The JSON files and templates of a folder that are not too large for any use, by name."""
+    files = {}
+    for pattern in ("*.json", "*.jinja", f"{TEMPLATE_FOLDER}/*.jinja"):
+        for file in folder.glob(pattern):
+            if file.is_file() and file.stat().st_size <= LARGEST:
+                files[file.relative_to(folder).as_posix()] = file
+    return files

@@ -75,7 +75,8 @@ GRID = [[1, 4, 4]]
 # Options of LoraConfig; what begins with an underscore is for this script:
 # _tied: the base's head is its table; _save: options of save_pretrained; _bfloat16: also merge
 # into a base in bfloat16, and store the adapter in bfloat16; _newer: not in peft 0.13; _once: it
-# does not depend on the version.
+# does not depend on the version, or the older one is wrong: it takes alpha from alpha_pattern only
+# by a key of rank_pattern, and merges DoRA of a table unlike its own model.
 ATTENTION = ["q_proj", "v_proj"]
 BOTH_TOWERS = ["q_proj", "o_proj", "down_proj", "qkv", "attn.proj", "fc1", "fc2"]
 VARIANTS = {
@@ -93,6 +94,7 @@ VARIANTS = {
         target_modules=["q_proj", "k_proj", "v_proj"],
         rank_pattern={"q_proj": 3, r"layers\.1\.self_attn\.v_proj": 1},
         alpha_pattern={r".*layers\.0.*": 5, "v_proj": 11},
+        _once=True,
     ),
     "patterns with rslora": dict(
         target_modules=["q_proj", "qkv", "v_proj"],
@@ -149,7 +151,7 @@ VARIANTS = {
         rank_pattern={"gate_proj": 5},
         _once=True,
     ),
-    "dora of the table": dict(target_modules=["embed_tokens", "q_proj"], use_dora=True),
+    "dora of the table": dict(target_modules=["embed_tokens", "q_proj"], use_dora=True, _once=True),
     "dora of a convolution": dict(
         target_modules=r".*patch_embed\.proj", use_dora=True, _newer=True
     ),
@@ -269,7 +271,8 @@ def train(model: torch.nn.Module, generator: torch.Generator) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data = round_off(parameter.data + 0.2 * noise)
+            # In place: some parameters share their values.
+            parameter.data.copy_(round_off(parameter.data + 0.2 * noise))
 
 
 def save_adapter(base: Path, folder: Path, options: dict, seed: int) -> None:
@@ -329,6 +332,8 @@ def make_variant(
         if tied and one_alone:
             base = bases / "untied"
         merged = merge(base, folder, torch.float32)
+        if options.get("ensure_weight_tying"):  # which PEFT can't do on an untied base
+            merged["lm_head.weight"] = merged["model.embed_tokens.weight"]
         changed = []
         for name, tensor in merged.items():
             is_different = not torch.equal(tensor, weights[name])
@@ -340,7 +345,8 @@ def make_variant(
         arrays["merged"] = torch.cat([merged[name].flatten() for name in changed]).numpy()
         if "_bfloat16" in options:
             merged = merge(base, folder, torch.bfloat16)
-            values = torch.cat([merged[name].flatten() for name in changed])
+            # The older version leaves matrices of DoRA in float32.
+            values = torch.cat([merged[name].flatten() for name in changed]).bfloat16()
             arrays["bfloat16"] = values.view(torch.int16).numpy()
     return arrays
 
