@@ -92,7 +92,7 @@ def read_text(file: Path) -> str:
     if file.stat().st_size > MAX_CHARACTERS:
         raise ValueError(f"{file} has more than {MAX_CHARACTERS} bytes: that is no chat template")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text: {error}") from error
 

@@ -62,7 +62,7 @@ def read_texts(folder: Path) -> dict[str, str]:
     for filename in KEPT:
         file = folder / filename
         if file.is_file():
-            texts[filename] = file.read_text(encoding="utf-8")
+            texts[filename] = file.read_text(encoding="utf-8-sig")
     return texts
 
 

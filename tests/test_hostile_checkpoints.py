@@ -530,7 +530,7 @@ def test_pixel_values_that_are_not_finite_are_not_blamed_on_the_weights(good_fol
     prompt = {"input_ids": torch.tensor([[1, 699, 702, 700, 2]])}
     prompt["image_grid_thw"] = torch.tensor([[1, 2, 2]])
     prompt["pixel_values"] = torch.full((4, 1176), math.nan)
-    with pytest.raises(ValueError, match="are the pixel values finite"):
+    with pytest.raises(ValueError, match="pixel_values has 4704 values that are NaN"):
         model.generate(**prompt, max_new_tokens=2)
 
 
