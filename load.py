@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import end_tokens, json_files, media_settings, tensor_names
+from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
 
@@ -29,7 +29,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 # What is downloaded from a repository.
-WEIGHT_PATTERNS = [SINGLE, INDEX, SHARDS]
+WEIGHT_PATTERNS = [SINGLE, INDEX, SHARDS, lora.WEIGHTS]
 TEXT_PATTERNS = [
     "config.json",
     "generation_config.json",
@@ -37,7 +37,7 @@ TEXT_PATTERNS = [
     "tokenizer*.json",
     "chat_template.json",
     "*.jinja",
-    "adapter_config.json",
+    lora.CONFIG,
 ]
 
 # The dtypes that a model can be loaded in, by their names in a safetensors header.
@@ -85,6 +85,41 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
     return download(name, weights)
 
 
+def find_base_and_adapter(
+    name: str | os.PathLike, base: str | os.PathLike | None, weights: bool = True
+) -> tuple[Path, Path | None]:
+    """Return the folder of a checkpoint, and None; or that of a LoRA adapter's base, and its own.
+
+    base: what the adapter `name` is merged into, like `name` of find_checkpoint; by default the
+    Hub repository that its config names. ValueError for a base of what is no adapter, and for a
+    base that is an adapter itself.
+    """
+    folder = find_checkpoint(name, weights)
+    if not (folder / lora.CONFIG).is_file():
+        if base is not None:
+            raise ValueError(
+                f"base={os.fspath(base)!r} goes with a LoRA adapter: {folder} has no {lora.CONFIG}"
+            )
+        return folder, None
+
+    if base is None:
+        if (folder / SINGLE).exists() or (folder / INDEX).exists():
+            raise ValueError(
+                f"{folder} holds a whole model and an adapter: delete {lora.CONFIG} to load the "
+                f"model alone, or give the base of the adapter as base= (--base)"
+            )
+        base = lora.base_in_config(folder, read_json(folder, lora.CONFIG))
+        what = "weights" if weights else "processor"
+        note(f"the base of {folder} is {base} on the Hub, as its {lora.CONFIG} says ({what})")
+    base_folder = find_checkpoint(base, weights)
+    if not (base_folder / "config.json").is_file() and (base_folder / lora.CONFIG).is_file():
+        raise ValueError(
+            f"base={os.fspath(base)!r} is an adapter, too: load it, save_pretrained, and give "
+            "that folder as base= (--base)"
+        )
+    return base_folder, folder
+
+
 def download(repository: str, weights: bool) -> Path:
     """Return the folder of a Hub repository in the cache, after downloading what is missing."""
     from huggingface_hub import snapshot_download  # here: slow to import and seldom needed
@@ -101,7 +136,8 @@ def download(repository: str, weights: bool) -> Path:
         raise FileNotFoundError(
             f"{repository!r} is no folder here; on the Hub: {reason}"
         ) from error
-    if weights and not any(folder.glob("model*.safetensors")):
+    has_weights = any(folder.glob("model*.safetensors")) or (folder / lora.CONFIG).exists()
+    if weights and not has_weights:
         raise FileNotFoundError(
             f"{repository!r} has no model*.safetensors on the Hub or, offline, none in the cache"
         )
@@ -140,7 +176,8 @@ def read_config(folder: Path) -> dict:
     check_field(folder, "hidden_act", config.get("hidden_act") or "silu", "silu")
     vision_act = vision.get("hidden_act") or "quick_gelu"
     check_field(folder, "vision_config.hidden_act", vision_act, "quick_gelu")
-    check_field(folder, "rope_scaling.type", config["rope_scaling"]["type"], "mrope")
+    rope_type = config["rope_scaling"]["type"]
+    check_field(folder, "rope_scaling.type (or rope_type)", rope_type, "mrope")
 
     # An end token may stand in another file only.
     if config.get("eos_token_id") is None:
@@ -374,6 +411,8 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
 
     headers = {}
     for file in sorted(folder / filename for filename in files):
+        if not file.exists():
+            raise FileNotFoundError(f"{folder} has no {file.name}, which {INDEX} names")
         for header in read_header(file):
             headers[header.stored_name] = header
     return headers
@@ -414,6 +453,7 @@ def match_tensors(
     for name in ignored:
         stored_names.pop(name, None)
     headers = {name: found[stored_name] for name, stored_name in stored_names.items()}
+    check_dtypes(headers, expected)
     check_tensors(folder, headers, expected)
     return headers
 
@@ -445,18 +485,21 @@ def read_weights(
                     progress.update()
 
 
+def check_dtypes(headers: Mapping[str, TensorHeader], expected: Collection[str]) -> None:
+    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats."""
+    for name, header in headers.items():
+        if name in expected and header.dtype not in STORED_DTYPES:
+            raise ValueError(
+                f"{header.file}: {name} is stored in {header.dtype}; only "
+                f"{', '.join(STORED_DTYPES)} can be read, and no quantized weights"
+            )
+
+
 def check_tensors(
     folder: Path, headers: Mapping[str, TensorHeader], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """ValueError for integers, and for missing, unexpected and misshapen tensors: 5 at most."""
-    for name, header in headers.items():
-        if name in expected and header.dtype not in STORED_DTYPES:
-            known = ", ".join(STORED_DTYPES)
-            raise ValueError(
-                f"{header.file}: {name} is stored in {header.dtype}; only {known} can be read, "
-                "and no quantized weights"
-            )
-    # Shapes say most about what is wrong.
+    """ValueError that lists missing, unexpected and misshapen tensors, at most 5 of them."""
+    # Shapes say most about what is wrong, so they come first.
     shapes: list[str] = []
     missing: list[str] = []
     for name in sorted(headers.keys() | expected.keys()):
@@ -468,14 +511,14 @@ def check_tensors(
         problem = f"{tensor_names.printable(name)} is {found}, should be {wanted}"
         fields = tensor_names.fields_of(name, is_shape)
         if fields:
-            problem += f" (by {fields})"
+            problem += f" (from {fields})"
         (shapes if is_shape else missing).append(problem)
     problems = shapes + missing
     if problems:
         listed = "; ".join(problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        count = f"{len(problems)} tensor{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} in {folder} don't fit its config.json: {listed}{more}")
+        title = f"{len(problems)} tensors in {folder} don't fit its config.json"
+        raise ValueError(f"{title}: {listed}{more}")
 
 
 def check_values(file: Path, name: str, tensor: Tensor) -> None:

@@ -37,7 +37,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import load
-from qwen2vl_extras import processor_files
+from qwen2vl_extras import lora, processor_files
 from qwen2vl_extras.added_tokens import role_texts
 from qwen2vl_extras.chat_template import (
     choose_template,
@@ -50,25 +50,17 @@ from qwen2vl_extras.chat_template import (
 from qwen2vl_extras.clips import check_metadata, float_frames, frames_of, is_frames, list_videos
 from qwen2vl_extras.errors import shorten
 from qwen2vl_extras.media import VideoSource, describe, load_image, read_video
+from qwen2vl_extras.media_settings import check_token_ids
 from qwen2vl_extras.options import (
-    ALL_OPTIONS,
-    IMAGE_OPTIONS,
-    MEDIA_OPTIONS,
-    NEUTRAL_MEDIA,
-    NEUTRAL_SETTINGS,
-    NEUTRAL_TEXT,
-    SOURCE_KEYS,
-    call_options,
-    check_they_act,
-    is_file_row,
+    image_options,
+    image_settings,
     item_options,
     kind_of_item,
     merged,
     options_of_images,
     options_of_videos,
-    source_of_item,
-    stated_values,
-    with_limits,
+    processor_options,
+    source_and_options,
 )
 from qwen2vl_extras.resize import (
     concatenate,
@@ -127,35 +119,9 @@ class BatchFeature(dict[str, Tensor]):
 
 # ------------------------------------------------------------- options of an image or video
 
-# They may be set for one image or video, in its message item, or for all, in a call. Which there
-# are, and what their values may be, says options.MEDIA_OPTIONS.
-
-
-def source_and_options(
-    media: object, kind: str, defaults: Sequence[Options], options: Options
-) -> tuple:
-    """Return the source of an image or video, and the options (a dict) that hold for it.
-
-    media: a message item, or a source alone; kind: "image" or "video". defaults: of files,
-    of which the later override the earlier; options: of the call, which override them. The
-    item's own options override all.
-    """
-    # A source alone is an item that says nothing else; {"bytes": ..., "path": ...} is one, too.
-    item: Item = {kind: media}
-    if isinstance(media, dict) and not is_file_row(media):
-        item = media
-    if item.get("type") is not None and kind_of_item(item) != kind:
-        raise ValueError(f"{shorten(item)} stands where an item of type {kind!r} belongs")
-    source = source_of_item(item, kind)
-    if source is None:
-        keys = ", ".join(SOURCE_KEYS[kind])
-        raise ValueError(f"no source in {shorten(item)}: {kind}s have one of {keys}")
-
-    # What the caller says must act. What files say may be meant for other media.
-    stated = merged([options, item_options(item, kind)])
-    check_they_act(stated, has_frames=kind == "video" and is_frames(source))
-    files = [stated_values(one, MEDIA_OPTIONS) for one in defaults]
-    return source, merged([*files, stated])
+# They may be set for one image or video, in its message item, or for all, in a call. ALL_OPTIONS
+# of qwen2vl_extras/options.py names them, and says what their values may be; an option that would
+# be ignored is an error.
 
 
 def check_options(padding: bool | str, return_tensors: str, options: Options, what: str) -> Options:
@@ -169,8 +135,7 @@ def check_options(padding: bool | str, return_tensors: str, options: Options, wh
             "only padding=True and return_tensors='pt' are supported: "
             f"got {padding=}, {return_tensors=}"
         )
-    neutral = {**NEUTRAL_MEDIA, **NEUTRAL_TEXT}
-    return call_options(options, ALL_OPTIONS, neutral, what)
+    return processor_options(options, what)
 
 
 def flatten_nested(media: object) -> list:
@@ -310,14 +275,14 @@ class Qwen2VLImageProcessor:
 
         # An argument that is no field would be ignored.
         names = [f.name for f in fields(cls)]
-        given = with_limits(given, names, NEUTRAL_SETTINGS, "the image processor")
+        given = image_settings(given, names)
 
         # A file may lack any of them.
         settings: dict = {}
         for stated in (of_images, given):  # the later overrides
-            for field_name in names:
-                if stated.get(field_name) is not None:
-                    settings[field_name] = stated[field_name]
+            for setting in names:
+                if stated.get(setting) is not None:
+                    settings[setting] = stated[setting]
         return cls(**settings)
 
     def settings(self) -> dict[str, object]:
@@ -423,8 +388,7 @@ class Qwen2VLImageProcessor:
         """
         if return_tensors != "pt":
             raise ValueError(f"only return_tensors='pt' is supported: got {return_tensors=}")
-        neutral = {**NEUTRAL_MEDIA, **self.fixed_options()}
-        options = call_options(options, IMAGE_OPTIONS, neutral, "the image processor")
+        options = image_options(options, self.fixed_options())
         # This processor's limits are the weakest defaults.
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         opened: list[Image.Image] = []
@@ -946,14 +910,21 @@ class Qwen2VLProcessor:
         max_pixels: int | None = None,
         use_fast: bool | None = None,
         official_template: bool = False,
+        base: str | os.PathLike | None = None,
     ) -> "Qwen2VLProcessor":
         """The processor of "tiny", a folder, or a Hub repository.
 
         min_pixels, max_pixels: limits for images and for the frames of videos. use_fast:
         True to resize images with torch, as videos always are, and not with Pillow.
         official_template: whether to leave a chat template of the checkpoint's own aside.
+        base: of a LoRA adapter, which the files come from that the adapter lacks.
         """
-        folder = load.find_checkpoint(name, weights=False)
+        folder, adapter = load.find_base_and_adapter(name, base, weights=False)
+        if adapter is not None:
+            with lora.processor_folder(adapter, folder) as files_of_both:
+                return cls.from_pretrained(
+                    files_of_both, min_pixels, max_pixels, use_fast, official_template
+                )
         image_processor = Qwen2VLImageProcessor.from_pretrained(
             folder, use_fast=use_fast, min_pixels=min_pixels, max_pixels=max_pixels
         )
@@ -964,8 +935,17 @@ class Qwen2VLProcessor:
         # A folder may hold a processor without a model.
         has_model = (folder / "config.json").is_file()
         config = load.read_config(folder) if has_model else {}
-        max_tokens = config.get("max_position_embeddings", math.inf)
+        max_tokens = config.get("max_position_embeddings") or math.inf
         processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        # The model must know the placeholders by the ids that the tokenizer gives them.
+        ids = {
+            "image_token_id": processor.image_token_id,
+            "video_token_id": processor.video_token_id,
+            "vision_start_token_id": processor.special_tokens[VISION_START],
+            "vision_end_token_id": processor.special_tokens[VISION_END],
+        }
+        if has_model:
+            check_token_ids(folder / "config.json", config, ids)
         processor.source_texts = processor_files.read_texts(folder)
         if not official_template:
             processor.read_template(folder)
@@ -983,6 +963,7 @@ class Qwen2VLProcessor:
             self.video_defaults,
             {"eos_token": IM_END, "pad_token": ENDOFTEXT},
             self.max_tokens,
+            TOTAL_PIXELS,
         )
         processor_files.save_files(Path(folder), texts)
 

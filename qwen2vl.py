@@ -30,7 +30,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import arguments, checks, compiled, flash, quantized, schemas
+from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, schemas
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
@@ -120,15 +120,18 @@ class Qwen2VLConfig:
         # A config.json has more entries than these; the others are not needed to run the model.
         flat["vision_config"] = VisionConfig(**stated_fields(VisionConfig, flat["vision_config"]))
         result = cls(**stated_fields(cls, flat))
-        schemas.check_sizes("config.json", asdict(result))
+        sizes = asdict(result)
+        sizes["head_dim"] = flat.get("head_dim")  # seldom there, and no size of its own
+        schemas.check_sizes("config.json", sizes)
         return result
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "Qwen2VLConfig":
+    def from_pretrained(cls, name: str, base: str | Path | None = None) -> "Qwen2VLConfig":
         """The config of "tiny" (a checkpoint that comes with this code), a folder, or a Hub
-        name.
+        name. base: of a LoRA adapter, whose config it is.
         """
-        return cls.from_dict(load.read_config(load.find_checkpoint(name, weights=False)))
+        folder, _ = load.find_base_and_adapter(name, base, weights=False)
+        return cls.from_dict(load.read_config(folder))
 
     def to_dict(self) -> dict:
         """The official flat layout of config.json, which `transformers` reads as well."""
@@ -1090,14 +1093,14 @@ def decode(
 # -------------------------------------------------------------------------- the whole model
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Qwen2VLOutput(FieldMapping):
     """What one forward pass returns.
 
     out.logits is also out["logits"], and out[0] is the first that is not None.
     """
 
-    loss: Tensor | None = None  # a float32 scalar where labels were given
+    loss: Tensor | None  # a float32 scalar where labels were given
     logits: Tensor  # (B, T or logits_to_keep, vocabulary)
     past_key_values: KVCache | None = None
     hidden_states: list[Tensor] | None = None  # each (B, T, D), see Qwen2VLModel.forward
@@ -1155,19 +1158,21 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         attn_implementation: str = "auto",
         torch_dtype: str | torch.dtype | None = None,
         int8: bool = False,
+        base: str | Path | None = None,
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder, or a Hub repository.
 
         dtype: "auto" is the checkpoint's own; torch_dtype is its older name. device_map:
         "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
         "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
-        int8 with a scale for each row.
+        int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
+        that it is merged into; by default the Hub repository that the adapter names.
         """
-        folder = load.find_checkpoint(name)
+        folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
         dtype_wanted = torch_dtype or dtype
         dtype = load.checkpoint_dtype(config, folder, dtype_wanted)
-        if device_map == "auto" and name == "tiny":
+        if device_map == "auto" and "tiny" in (name, base):
             device_map = "cpu"  # so that its answers are the same on every machine
 
         # Shapes without memory: each tensor gets its storage when it is read. A tied head
@@ -1175,11 +1180,15 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         with torch.device("meta"):
             model = cls(Qwen2VLConfig.from_dict(config))
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
+        is_tied = model.config.tie_word_embeddings
+        adapter: lora.Adapter | None = None
+        if adapter_folder is not None:
+            adapter = lora.Adapter(adapter_folder, shapes, is_tied)
 
         # What can't work fails here, before the weights are read: tensors that don't fit, too
         # little memory, or an implementation of attention that can't run on the device. Some
         # files hold the tied head as well; it is the embedding table once more.
-        ignored = ["lm_head.weight"] if model.config.tie_word_embeddings else []
+        ignored = ["lm_head.weight"] if is_tied else []
         headers = load.match_tensors(folder, shapes, ignored)
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
@@ -1189,7 +1198,11 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        for path, tensor in load.read_weights(folder, shapes, device, dtype, ignored):
+        weights = load.read_weights(folder, shapes, device, dtype, ignored)
+        if adapter is not None:
+            weights = adapter.merge(weights)
+            model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
+        for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
@@ -1299,8 +1312,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         attention_mask: (B, S), 0 for padding; pixel values: (patches, 1176), grids: (images, 3),
         in prompt order over the batch; position_ids: (3, B, T), else computed from input_ids or,
         if the cache holds tokens, from rope_deltas (B, 1); labels: (B, T), -100 for no loss;
-        logits_to_keep: how many of the last positions get logits, 0 for all; return_dict:
-        False for the output as a tuple.
+        logits_to_keep: how many of the last positions get logits, 0 for all.
+        return_dict=False: the output as a tuple.
         """
         # What can't be right is refused here, in one line.
         arguments.check_unlisted(unknown, self.forward, arguments.FORWARD)
@@ -1309,9 +1322,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         batch, length = self.check_inputs(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, media
         )
-        checks.check_logits_to_keep(logits_to_keep, length, labels is not None)
-        if labels is not None:
-            checks.check_labels(labels, self.config, batch, length, self.device)
+        checks.check_labels(labels, logits_to_keep, self.config, batch, length, self.device)
 
         # Embeddings of tokens, with features of images in place of their placeholders.
         if input_ids is not None:
@@ -1334,16 +1345,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             hidden_states=hidden_states,
             attentions=attentions,
         )
-        x = x[:, -logits_to_keep:]  # all of them for 0, since -0 is 0
-        logits = self.compute_logits(x)
-        out = Qwen2VLOutput(
-            loss=None if labels is None else next_token_loss(logits, labels),
-            logits=logits,
-            past_key_values=past_key_values,
-            hidden_states=hidden_states,
-            attentions=attentions,
-            rope_deltas=rope_deltas,
-        )
+        logits = self.compute_logits(x[:, -logits_to_keep:])  # of all for 0, since -0 is 0
+        loss = None if labels is None else next_token_loss(logits, labels)
+        out = Qwen2VLOutput(loss, logits, past_key_values, hidden_states, attentions, rope_deltas)
         return out.to_tuple() if return_dict is False else out
 
     def check_inputs(

@@ -118,6 +118,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model", default="tiny", help="tiny (default), a folder, or a name on the Hub"
     )
     group.add_argument(
+        "--base",
+        help="where --model is a LoRA adapter: the model it is merged into, named like --model "
+        "(default: the name on the Hub that the adapter states)",
+    )
+    group.add_argument(
         "--device",
         default="auto",
         help="auto (default: CUDA, else MPS, else CPU; for tiny the CPU), cpu, cuda, cuda:1, mps",
@@ -265,6 +270,7 @@ def run(args: argparse.Namespace) -> None:
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
         official_template=args.official_template,
+        base=args.base,
     )
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         args.model,
@@ -272,6 +278,7 @@ def run(args: argparse.Namespace) -> None:
         device_map=args.device,
         attn_implementation=args.attn,
         int8=args.int8,
+        base=args.base,
     )
 
     # The conversation: a system prompt, then many turns or one question.

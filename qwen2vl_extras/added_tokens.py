@@ -104,7 +104,8 @@ def read_roles(stated: Mapping[str, object], place: str) -> dict[str, list[RoleT
 
     roles = {}
     for role, tokens in values.items():
-        where = f"{place}: {role}"
+        name = role if role in (*ROLES, LIST_ROLE) else f"{EXTRA_ROLES}, {role}"
+        where = f"{place}: {name}"
         roles[role] = [RoleToken(role, read_token(t, where), isinstance(t, str)) for t in tokens]
     return roles
 
@@ -171,12 +172,13 @@ def add_tokens_with_role(
 ) -> None:
     """Add the tokens with a role as special ones; stated: those whose flags count here, too."""
     flags_of = {token.content: token for token in stated}
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokens = []
     for role, own, is_text in with_role:
         token = own
         if role != LIST_ROLE:
             token = flags_of.get(own.content, own)
-        elif is_text and tokenizer.token_to_id(own.content) is not None:
+        elif is_text and own.content in known:
             continue
         token.special = True
         tokens.append(token)

@@ -92,7 +92,7 @@ def read_text(file: Path) -> str:
     if file.stat().st_size > MAX_CHARACTERS:
         raise ValueError(f"{file} has more than {MAX_CHARACTERS} bytes: that is no chat template")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text: {error}") from error
 
@@ -135,7 +135,8 @@ def choose_template(stated: str | dict[str, str] | None, given: str | None) -> s
         if given is None and "default" not in stated:
             names = ", ".join(stated)
             raise ValueError(f"no chat template is named 'default': chat_template= one of {names}")
-        return stated.get(given or "default", given)
+        name = "default" if given is None else given
+        return stated.get(name, given)
     return stated if given is None else given
 
 

@@ -171,9 +171,20 @@ def check_decoder(
 
 
 def check_labels(
-    labels: Tensor, config: "Qwen2VLConfig", batch: int, length: int, device: torch.device
+    labels: Tensor | None,
+    logits_to_keep: int,
+    config: "Qwen2VLConfig",
+    batch: int,
+    length: int,
+    device: torch.device,
 ) -> None:
-    """ValueError unless these are ids (B, T) of the vocabulary, or -100."""
+    """ValueError unless labels are ids (B, T) of the vocabulary or -100, or None.
+
+    logits_to_keep: how many of the last positions get logits; labels need those of all, 0.
+    """
+    check_logits_to_keep(logits_to_keep, length, labels is not None)
+    if labels is None:
+        return
     check_tensor("labels", labels, device)
     check_shape("labels", labels, (batch, length))
     check_dtype("labels", labels, ID_DTYPES)

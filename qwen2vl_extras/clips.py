@@ -98,7 +98,7 @@ def is_frames(source: object) -> bool:
     """Whether a source holds the frames of a video, and is no file that has to be decoded."""
     if isinstance(source, (str, bytes, bytearray, memoryview)):
         return False
-    return isinstance(source, (Sequence, np.ndarray, Tensor))
+    return isinstance(source, (Sequence, np.ndarray, Tensor, Image.Image))
 
 
 def float_frames(source: object) -> list[Tensor]:

@@ -6,6 +6,7 @@ processor_config.json with a section for each. The limits of pixels have three s
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from qwen2vl_extras.schemas import Fault, refuse
@@ -99,3 +100,11 @@ def check_same_colours(image: MediaSection, video: MediaSection) -> None:
         found = video.settings.get(name)
         if found is not None and wanted is not None and found != wanted:
             refuse(video.place, Fault(name, found, f"{wanted}, as for images"))
+
+
+def check_token_ids(file: Path, config: Mapping, ids: Mapping[str, int]) -> None:
+    """ValueError unless config.json has the tokenizer's ids of the tokens around and in images."""
+    for name, wanted in ids.items():
+        found = config.get(name)
+        if found is not None and found != wanted:
+            refuse(file, Fault(name, found, f"{wanted}, as the tokenizer has it"))

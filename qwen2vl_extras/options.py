@@ -5,11 +5,13 @@ One rule everywhere: an option acts, or it is refused by name with the nearest k
 refused. None is the same as not given.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
+from qwen2vl_extras import schemas
+from qwen2vl_extras.clips import is_frames
 from qwen2vl_extras.errors import check_options, shorten
 
 # Options that are numbers, each with the least and the most that it may be.
@@ -78,8 +80,6 @@ NEUTRAL_MEDIA: dict[str, list[object]] = {
     "return_metadata": [False],
     "num_frames": [],
 }
-# Where settings are made, nothing else than resizing can be had.
-NEUTRAL_SETTINGS: dict[str, list[object]] = {**NEUTRAL_MEDIA, "do_resize": [True]}
 # The same of its tokenizer and of its chat template.
 NEUTRAL_TEXT: dict[str, list[object]] = {
     "add_special_tokens": [True, False],  # this tokenizer adds none
@@ -156,13 +156,16 @@ def limits_of_size(size: object) -> dict[str, object]:
         "min_pixels": "min_pixels",
         "max_pixels": "max_pixels",
     }
+    wanted = "size is {'shortest_edge': PIXELS, 'longest_edge': PIXELS}, limits of the area"
+    if not isinstance(size, Mapping):
+        raise ValueError(f"{wanted}, not {shorten(size)}")
     limits: dict[str, object] = {}
-    for key, value in size.items() if isinstance(size, Mapping) else [("", size)]:
+    for key, value in size.items():
         name = names.get(key)
-        if name is None or limits.get(name, value) != value:
-            wanted = "{'shortest_edge': PIXELS, 'longest_edge': PIXELS}"
-            raise ValueError(f"size is {wanted}, limits of the area, not {shorten(size)}")
-        limits[name] = value
+        if name is None or name in limits:
+            raise ValueError(f"{wanted}, not {shorten(size)}")
+        if value is not None:
+            limits[name] = checked_value(name, value)
     return limits
 
 
@@ -185,7 +188,7 @@ def with_limits(
     size = options.pop("size", None)
     limits = {} if size is None else limits_of_size(size)
     for name, value in limits.items():
-        if options.get(name) is not None and options[name] != value:
+        if options.get(name) is not None and checked_value(name, options[name]) != value:
             raise ValueError(f"size and {name}={options[name]} differ: state one of them")
         options[name] = value
     return options
@@ -215,6 +218,31 @@ def call_options(
         options = stated_values(numbers)
     check_they_act(options)
     return options
+
+
+def processor_options(given: Mapping[str, object], what: str) -> dict:
+    """Options of a call of the processor; see call_options."""
+    neutral = {**NEUTRAL_MEDIA, **NEUTRAL_TEXT}
+    return call_options(given, ALL_OPTIONS, neutral, what)
+
+
+def image_options(given: Mapping[str, object], fixed: Mapping[str, list[object]]) -> dict:
+    """Options of a call of the image processor; fixed: what it was made with, as `neutral`."""
+    neutral = {**NEUTRAL_MEDIA, **fixed}
+    return call_options(given, IMAGE_OPTIONS, neutral, "the image processor")
+
+
+def image_settings(given: Mapping[str, object], known: Collection[str]) -> dict:
+    """What an image processor is made with, `size` as limits; ValueError for anything else."""
+    what = "the image processor"
+    neutral: dict[str, Collection[object]] = {**NEUTRAL_MEDIA, "do_resize": [True]}
+    settings = {}
+    for name, value in with_limits(given, known, neutral, what).items():
+        if value is not None and name in known:
+            settings[name] = checked_value(name, value) if name in MEDIA_OPTIONS else value
+    # They may be what preprocessor_config.json may state.
+    schemas.check(what, settings, schemas.IMAGE_PROCESSOR)
+    return settings
 
 
 def options_of_images(options: Mapping[str, object]) -> dict:
@@ -276,10 +304,10 @@ def check_they_act(stated: Mapping[str, object], has_frames: bool = False) -> No
 
 
 def kind_of_item(item: object) -> str | None:
-    """ "text", "image" or "video" by an item's type, else by its keys; None for anything else.
+    """The kind of an item, "text", "image" or "video", by its type or else by a key.
 
-    A key whose value is None is absent. Without a type, an image comes before a video, and a
-    video before text, as in the official template.
+    None for what is no item. A key whose value is None is absent. Without a type an
+    image comes before a video, and a video before text, as in the official template.
     """
     if not isinstance(item, dict):
         return None
@@ -330,3 +358,33 @@ def source_of_item(item: Mapping[str, object], kind: str) -> object:
         if source is not None:
             return source
     return None
+
+
+def source_and_options(
+    media: object,
+    kind: str,
+    defaults: Sequence[Mapping[str, object]],
+    options: Mapping[str, object],
+) -> tuple:
+    """Return the source of an image or video, and the options (a dict) that hold for it.
+
+    media: a message item, or a source alone; kind: "image" or "video". defaults: of files,
+    of which the later override the earlier; options: of the call, which override them. The
+    item's own options override all.
+    """
+    # A source alone is an item that says nothing else; {"bytes": ..., "path": ...} is one, too.
+    item: dict = {kind: media}
+    if isinstance(media, dict) and not is_file_row(media):
+        item = media
+    if item.get("type") is not None and kind_of_item(item) != kind:
+        raise ValueError(f"{shorten(item)} stands where an item of type {kind!r} belongs")
+    source = source_of_item(item, kind)
+    if source is None:
+        keys = ", ".join(SOURCE_KEYS[kind])
+        raise ValueError(f"no source in {shorten(item)}: {kind}s have one of {keys}")
+
+    # What the caller says must act. What files say may be meant for other media.
+    stated = merged([options, item_options(item, kind)])
+    check_they_act(stated, has_frames=kind == "video" and is_frames(source))
+    files = [stated_values(one, MEDIA_OPTIONS) for one in defaults]
+    return source, merged([*files, stated])

@@ -62,7 +62,7 @@ def read_texts(folder: Path) -> dict[str, str]:
     for filename in KEPT:
         file = folder / filename
         if file.is_file():
-            texts[filename] = file.read_text(encoding="utf-8")
+            texts[filename] = file.read_text(encoding="utf-8-sig")
     return texts
 
 
@@ -95,12 +95,14 @@ def all_texts(
     video_defaults: Sequence[Mapping[str, object]],
     special: Mapping[str, str],
     max_tokens: float,
+    total_pixels: int,
 ) -> dict[str, str]:
     """The text of every file of a processor, by filename.
 
     kept: what read_texts gave; image_settings: the fields of preprocessor_config.json;
     video_defaults: options of videos, of which the later win; special: the tokens that end an
-    answer and pad a row, as tokenizer_config.json names them.
+    answer and pad a row, as tokenizer_config.json names them. total_pixels: the default limit
+    of a whole video.
     """
     texts = dict(kept)
     texts.update(tokenizer_texts(tokenizer))
@@ -116,9 +118,14 @@ def all_texts(
         for name, value in options.items():
             if value is not None:
                 video_settings[name] = value
+    # transformers copies the limits of images into the section of videos, where they mean nothing,
+    # but never writes total_pixels: with it these are known to be limits of videos.
+    if "min_pixels" in video_settings or "max_pixels" in video_settings:
+        video_settings.setdefault("total_pixels", total_pixels)
     if video_settings:
         video_settings["video_processor_type"] = "Qwen2VLVideoProcessor"
-        texts[VIDEOS] = to_text(video_settings)
+        # In one order, whichever way they came here.
+        texts[VIDEOS] = to_text(dict(sorted(video_settings.items())))
     return texts
 
 

@@ -38,7 +38,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # Transparent pixels on white. Pillow converts La, with its colours multiplied, to LA only.
     if image.mode == "La":
         image = image.convert("LA")
-    if image.has_transparency_data:
+    # Of ICNS files it gives palette images that hide their palette: these may be transparent.
+    has_hidden_palette = image.mode == "P" and image.palette is None
+    if has_hidden_palette or image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -122,7 +122,8 @@ class Only:
         is_same_kind = isinstance(value, bool) == isinstance(self.value, bool)
         if not isinstance(value, int | float) or not is_same_kind:
             return fault
-        return None if abs(value - self.value) <= self.tolerance else fault
+        is_close = self.value - self.tolerance <= value <= self.value + self.tolerance
+        return None if is_close else fault
 
 
 @dataclass(frozen=True)
@@ -348,6 +349,8 @@ def decoder_rules(config: Mapping) -> list[Rule]:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads, sections = config["num_key_value_heads"], config["mrope_section"]
     head_dim = width // heads
+    stated_head_dim = config.get("head_dim") or head_dim
+    quotient = f"{head_dim}, which is hidden_size / num_attention_heads"
     adding_up = f"three numbers that add up to {head_dim / 2:g}, half the size of a head"
     return [
         Rule(width % heads == 0, "num_attention_heads", heads, f"a divisor of hidden_size {width}"),
@@ -357,6 +360,7 @@ def decoder_rules(config: Mapping) -> list[Rule]:
             kv_heads,
             f"a divisor of num_attention_heads {heads}",
         ),
+        Rule(stated_head_dim == head_dim, "head_dim", stated_head_dim, quotient),
         Rule(2 * sum(sections) == head_dim, "mrope_section", sections, adding_up),
     ]
 
@@ -510,20 +514,35 @@ INDEX = Section({"weight_map": TableOf(FileName())})
 
 NAMES = ListOf(Text(), 0, 10**5)
 
+RANK = Integer(1, 2**16)
+ALPHA = Number(-1e6, 1e6)
+PATTERN = Either(Text(), NAMES)  # names of modules, or a regular expression
+LAYER = Integer(0, MAX_LAYERS - 1)
+ROWS = ListOf(TOKEN_ID, 0, MAX_VOCABULARY)
+
+# Which values can be merged stands in lora_config.py.
 ADAPTER_CONFIG = Section(
     {
         "peft_type": Text(),
         "base_model_name_or_path": Text(),
-        "r": Integer(1, 2**16),
-        "lora_alpha": Number(-1e6, 1e6),
+        "revision": Text(),
+        "r": RANK,
+        "lora_alpha": ALPHA,
         "use_rslora": Boolean(),
         "use_dora": Boolean(),
+        "lora_bias": Boolean(),
+        "ensure_weight_tying": Boolean(),
         "fan_in_fan_out": Boolean(),
         "bias": Text(),
-        "target_modules": Either(Text(), NAMES),  # a string is a pattern, or "all-linear"
+        "init_lora_weights": Either(Boolean(), Text()),
+        "target_modules": PATTERN,  # or "all-linear"
+        "exclude_modules": PATTERN,
         "modules_to_save": NAMES,
-        "rank_pattern": TableOf(Integer(1, 2**16)),
-        "alpha_pattern": TableOf(Number(-1e6, 1e6)),
+        "rank_pattern": TableOf(RANK),
+        "alpha_pattern": TableOf(ALPHA),
+        "layers_to_transform": Either(LAYER, ListOf(LAYER, 0, MAX_LAYERS)),
+        "layers_pattern": PATTERN,
+        "trainable_token_indices": Either(ROWS, TableOf(ROWS)),
     }
 )
 

@@ -102,6 +102,8 @@ def make_environment() -> "jinja2.Environment":
 
 def describe(error: Exception) -> str:
     """An error in a few words."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than it has"
     line = getattr(error, "lineno", None)
     where = "" if line is None else f", line {line}"
     return f"{type(error).__name__}{where}: {error}"

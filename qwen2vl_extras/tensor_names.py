@@ -29,19 +29,23 @@ HEAD = "lm_head.weight"
 TABLE = "model.embed_tokens.weight"
 
 # Which fields of config.json a name or a shape comes from; the first that fits counts.
+VISION = "vision_config."
 FIELDS = [
-    (r"lm_head\.", "tie_word_embeddings, vocab_size and hidden_size"),
-    (r".*embed_tokens\.", "vocab_size and hidden_size"),
-    (r".*layers\..*self_attn\.", "num_attention_heads, num_key_value_heads and hidden_size"),
-    (r".*layers\..*mlp\.", "intermediate_size and hidden_size"),
-    (r"visual\.patch_embed\.", "vision_config.embed_dim, patch_size and temporal_patch_size"),
-    (r"visual\.merger\.", "vision_config.embed_dim, spatial_merge_size and hidden_size"),
-    (r"visual\..*mlp\.", "vision_config.embed_dim and mlp_ratio"),
-    (r"visual\.", "vision_config.embed_dim"),
+    (r"lm_head\.", "tie_word_embeddings, vocab_size, hidden_size"),
+    (r".*embed_tokens\.", "vocab_size, hidden_size"),
+    (r".*layers\..*self_attn\.", "num_attention_heads, num_key_value_heads, hidden_size"),
+    (r".*layers\..*mlp\.", "intermediate_size, hidden_size"),
+    (
+        r"visual\.patch_embed\.",
+        f"{VISION}embed_dim, {VISION}patch_size, {VISION}temporal_patch_size",
+    ),
+    (r"visual\.merger\.", f"{VISION}embed_dim, {VISION}spatial_merge_size, hidden_size"),
+    (r"visual\..*mlp\.", f"{VISION}embed_dim, {VISION}mlp_ratio"),
+    (r"visual\.", f"{VISION}embed_dim"),
     (r"model\.", "hidden_size"),
 ]
 # Which field says how many blocks or layers there are.
-COUNTS = [(r"visual\.blocks\.", "vision_config.depth"), (r"model\.layers\.", "num_hidden_layers")]
+COUNTS = [(r"visual\.blocks\.", f"{VISION}depth"), (r"model\.layers\.", "num_hidden_layers")]
 
 
 def official_name(name: str) -> str:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, Generic, NoReturn, TypeAlias, TypeVar, cast
 
 from PIL import Image
 
@@ -38,6 +38,7 @@ ChooseFrames: TypeAlias = Callable[[int, float], list[int]]
 PrepareFrame: TypeAlias = Callable[[Image.Image, int], Prepared]
 
 MAX_VIDEO_PIXELS = 2**26  # of a frame: 8192 x 8192
+MAX_VIDEO_SIDE = 2**14  # pixels of a side of a frame
 MAX_VIDEO_FRAMES = 2**23  # 77 hours at 30 a second
 MAX_DAMAGE = 0.1  # the share of packets that may be damaged
 MAX_LOSS = 0.25  # the share of frames that may be lost with them: a key frame takes others along
@@ -50,8 +51,6 @@ MATROSKA = "matroska,webm"
 # The decoders that see transparency, which FFmpeg's own don't.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg draws any text as an old terminal
-# A playlist or a session description may name other files and URLs: FFmpeg opens none.
-OPTIONS = {"protocol_whitelist": "none"}
 
 
 def read_video_file(
@@ -148,9 +147,10 @@ def image_of(frame: "VideoFrame") -> Image.Image:
 
 def check_size(width: int, height: int) -> None:
     """ValueError for frames that are too large."""
-    if width * height > MAX_VIDEO_PIXELS:
+    if width * height > MAX_VIDEO_PIXELS or max(width, height) > MAX_VIDEO_SIDE:
         raise ValueError(
-            f"its frames have {width} x {height} pixels, over the limit of {MAX_VIDEO_PIXELS}"
+            f"its frames have {width} x {height} pixels: the limit is {MAX_VIDEO_SIDE} a side and "
+            f"{MAX_VIDEO_PIXELS} in all"
         )
 
 
@@ -209,7 +209,7 @@ def open_video(file: BinaryIO, threads: bool = True) -> Iterator[OpenVideo]:
     import av
 
     file.seek(0)
-    with av.open(file, "r", options=OPTIONS) as container:
+    with av.open(file, "r", io_open=refuse_other_files) as container:
         stream = video_stream(container)
         if stream.codec_context is None:
             raise ValueError("there is no decoder for its codec")
@@ -222,6 +222,11 @@ def open_video(file: BinaryIO, threads: bool = True) -> Iterator[OpenVideo]:
             decoder.extradata = stream.codec_context.extradata
         decoder.thread_type = "AUTO" if threads else "NONE"
         yield OpenVideo(container, stream, decoder)
+
+
+def refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    """What FFmpeg gets that asks for another file or URL, which a playlist may name."""
+    raise OSError(f"it names another file, which is not opened: {url:.200}")
 
 
 def video_stream(container: "InputContainer") -> "VideoStream":
@@ -277,9 +282,11 @@ class Listing:
         for key_pts, target in sorted(self.targets.items()):
             keys[bisect.bisect_left(pts, key_pts)] = target
         timeline = Timeline(len(pts), stated_rate, pts, unit, keys)
-        # A damaged packet may look hidden, but it leaves a gap.
+        if not self.hidden:
+            return timeline
+        # A damaged packet may look hidden, but it leaves a gap, or is the last.
         shown = [number for number, time in enumerate(pts) if time not in self.hidden]
-        if timeline.has_gaps_with_only(shown):
+        if pts[-1] in self.hidden or timeline.has_gaps_with_only(shown):
             return timeline
         return timeline.only(shown)
 
@@ -341,12 +348,13 @@ class VideoFile(Generic[Prepared]):
     def decode_chosen(self, timeline: Timeline, chosen: list[int]) -> list[Prepared] | None:
         """The second pass: no frame but those needed, on all cores; None if anything is wrong."""
         kept = ChosenFrames(chosen, self.prepare_frame)
+        number_of = timeline.number_of()
         with open_video(self.file) as video:
             for key, last in segments(chosen, list(timeline.keys)):
                 if key > 0:
                     video.container.seek(timeline.keys[key], stream=video.stream)
                     video.decoder.flush_buffers()
-                if not decode_segment(video, timeline, key, last, kept):
+                if not decode_segment(video, number_of, key, last, kept):
                     return None
         return kept.prepared
 
@@ -450,17 +458,20 @@ def segments(chosen: list[int], keys: list[int]) -> list[tuple[int, int]]:
 
 
 def decode_segment(
-    video: OpenVideo, timeline: Timeline, key: int, last: int, kept: ChosenFrames[Prepared]
+    video: OpenVideo,
+    number_of: dict[int | None, int],
+    key: int,
+    last: int,
+    kept: ChosenFrames[Prepared],
 ) -> bool:
     """Decode from a key frame to the last chosen one of a segment; False if anything is wrong.
 
     Frames before the key frame may come first, those that refer to what was skipped; from it on
-    each must come, and be good.
+    each must come, and be good. number_of: frames by their times; empty if these are unknown.
     """
-    number_of = timeline.number_of()
     expected = key
     for frame in video.frames(Damage(), stop_at_errors=True):
-        number = number_of.get(frame.pts, -1) if timeline.pts else expected
+        number = number_of.get(frame.pts, -1) if number_of else expected
         if expected == key and 0 <= number < key:
             continue
         if number != expected or frame.is_corrupt:

@@ -15,8 +15,10 @@ import zlib
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image, features
 
 from processor import sample_frames
@@ -24,7 +26,15 @@ from qwen2vl_extras import download, sources, video
 from qwen2vl_extras.media import load_image, read_video
 from tests.helpers import odd_media
 from tests.helpers.drawn_media import frame_numbers, keep_frame, noise
-from tests.helpers.odd_media import Clip, busy_frames, encode, numbered_frames, remux, spoil
+from tests.helpers.odd_media import (
+    Clip,
+    busy_frames,
+    damage_packets,
+    encode,
+    numbered_frames,
+    remux,
+    spoil,
+)
 
 INTRA = [  # each frame by itself
     Clip("avi", "mjpeg", "yuvj420p"),
@@ -166,6 +176,10 @@ def damage(clip: Clip, count: int, how: str, seed: int, first: int = 1) -> tuple
     whole = encode(clip, busy_frames(40, rng))
     bad = set(rng.sample(range(first, 40), count))
 
+    if clip.container not in ("mpegts", "asf"):
+        return damage_packets(whole, bad, how, rng), bad
+
+    # There packets are in pieces in the file.
     def change(number: int, data: bytes) -> bytes:
         return spoil(data, how, rng) if number in bad else data
 
@@ -176,7 +190,7 @@ def test_a_few_damaged_packets_shift_no_other_frame(amount, caplog):
     variants = list(itertools.product(INTRA, ("zero", "noise", "tail", "cut"), range(10)))
     random.Random(0).shuffle(variants)
     noted = 0
-    for clip, how, seed in variants[: amount(24, 240)]:
+    for clip, how, seed in variants[: amount(16, 240)]:
         data, bad = damage(clip, 3, how, seed)
         caplog.clear()
         found = odd_media.within_a_minute(lambda data=data: numbers(data))
@@ -185,21 +199,22 @@ def test_a_few_damaged_packets_shift_no_other_frame(amount, caplog):
             assert found[i] == i, (clip, how, seed, bad)
         # A decoder may still make something of half a packet, but not of zeros.
         lost = re.search(r"(\d+) of 40 frames are damaged", caplog.text)
-        if how == "zero" and clip.codec != "png":
+        if how == "zero":
             assert lost and int(lost[1]) == 3, (clip, how, seed, caplog.text)
             noted += 1
             for i in bad:  # what was shown before it
                 assert found[i] == max(set(range(i)) - bad), (clip, how, seed)
-    assert noted >= 3
+    assert noted >= 2
 
 
 def test_clips_of_every_codec_are_read_with_a_few_damaged_packets(amount, caplog):
     variants = list(itertools.product(PREDICTED, ("zero", "noise", "tail", "cut"), range(10)))
     random.Random(0).shuffle(variants)
-    for clip, how, seed in variants[: amount(24, 480)]:
+    for clip, how, seed in variants[: amount(16, 480)]:
         data, bad = damage(clip, 1, how, seed, first=20)
         found = odd_media.within_a_minute(lambda data=data: numbers(data))
-        assert len(found) == 40, (clip, how, seed)
+        # In a transport stream FFmpeg's parser drops what is no frame, and counts the rest.
+        assert len(found) == 40 or clip.container == "mpegts", (clip, how, seed)
         # Before the damage nothing is lost; frames that are shown before may be stored after it.
         assert found[: min(bad) - 4] == list(range(min(bad) - 4)), (clip, how, seed)
 
@@ -207,9 +222,9 @@ def test_clips_of_every_codec_are_read_with_a_few_damaged_packets(amount, caplog
 def test_much_damage_is_refused_with_its_count(amount):
     variants = list(itertools.product(INTRA + PREDICTED, ("zero", "noise"), range(10)))
     random.Random(0).shuffle(variants)
-    # Zeros are a black PNG; in a transport stream the parser drops what is no frame.
-    clips = [one for one in variants if one[0].codec != "png" and one[0].container != "mpegts"]
-    for clip, how, seed in clips[: amount(16, 160)]:
+    # In a transport stream FFmpeg's parser drops what is no frame; in ASF noise may be a picture.
+    clips = [one for one in variants if one[0].container not in ("mpegts", "asf")]
+    for clip, how, seed in clips[: amount(10, 160)]:
         data, _ = damage(clip, 16, how, seed)
         message = refusal(lambda data=data: numbers(data), ValueError)
         assert re.search(r"\d+ of \d+ frames are damaged", message), (clip, how, seed, message)
@@ -275,6 +290,37 @@ def test_a_lost_and_late_start_counts_from_the_first_frame():
         assert numbers(data, start=0.5, end=1) == [5, 6, 7, 8, 9, 10], container
 
 
+def test_a_cover_picture_is_no_video_where_there_is_one():
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        try:
+            cover.disposition = Disposition.attached_pic
+        except (AttributeError, TypeError):
+            pytest.skip("this PyAV can't write a cover picture")
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+        container.mux(cover.encode(picture) + cover.encode())
+        for pixels in numbered_frames(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode())
+    with av.open(io.BytesIO(file.getvalue())) as container:  # it is what it should be
+        marks = [bool(one.disposition & Disposition.attached_pic) for one in container.streams]
+        assert sorted(marks) == [False, True]
+    assert numbers(file.getvalue()) == list(range(10))
+
+
+def test_clips_without_times_are_read_in_their_order():
+    for container, codec in (("h264", "libx264"), ("m4v", "mpeg4"), ("mpeg2video", "mpeg2video")):
+        options = {"bf": "0"} if codec != "libx264" else {}
+        data = encode(Clip(container, codec, options=options), numbered_frames(30))
+        found = numbers(data)
+        assert found[:28] == list(range(28)), container
+        assert numbers(data, lambda total, rate: [0, 7, 20]) == [0, 7, 20], container
+
+
 # ------------------------------------------------------------------------------------------- seeks
 
 GOPS = [
@@ -301,9 +347,9 @@ def test_frames_after_a_seek_equal_those_of_decoding_everything(clip, amount, mo
     decoded = []
     decode_segment = video.decode_segment
 
-    def spy(opened, timeline, key, last, kept):
+    def spy(opened, number_of, key, last, kept):
         decoded.append(last + 1 - key)
-        return decode_segment(opened, timeline, key, last, kept)
+        return decode_segment(opened, number_of, key, last, kept)
 
     for count in amount([150], [100, 150, 333]):
         data = encode(clip, busy_frames(count, rng))

@@ -603,6 +603,77 @@ def test_a_crash_while_saving_leaves_the_earlier_checkpoint_whole(tmp_path, monk
     assert {file.name for file in tmp_path.iterdir()} == before.keys()
 
 
+class Crash(Exception):
+    """The process ends here."""
+
+
+def crash_at(monkeypatch, step: int) -> list[str]:
+    """Let the step-th rename or deletion raise Crash; return the list of steps, as they come."""
+    steps: list[str] = []
+    rename, delete = load.os.replace, Path.unlink
+
+    def count(name: str) -> None:
+        if len(steps) == step:
+            raise Crash
+        steps.append(name)
+
+    def counted_rename(source, target):
+        count(f"rename {Path(source).name}")
+        rename(source, target)
+
+    def counted_delete(file, missing_ok=False):
+        count(f"delete {file.name}")
+        delete(file, missing_ok=missing_ok)
+
+    monkeypatch.setattr(load.os, "replace", counted_rename)
+    monkeypatch.setattr(Path, "unlink", counted_delete)
+    return steps
+
+
+@pytest.mark.parametrize("old_size", [1, 200, 10**9])
+@pytest.mark.parametrize("new_size", [1, 200, 10**9])
+def test_a_crash_at_any_rename_leaves_the_old_the_new_or_no_checkpoint(
+    tmp_path, monkeypatch, old_size, new_size
+):
+    old = random_tensors(3)
+    new = {name: tensor + 1 for name, tensor in random_tensors(3).items()}
+    old_config, new_config = flat_config(vocab_size=100), flat_config(vocab_size=101)
+    seen = set()
+    step = 0
+    while True:
+        folder = tmp_path / str(step)
+        load.save_checkpoint(folder, old_config, old, {"top_k": 1}, max_shard_size=old_size)
+        with monkeypatch.context() as patch:
+            steps = crash_at(patch, step)
+            try:
+                load.save_checkpoint(folder, new_config, new, {"top_k": 2}, max_shard_size=new_size)
+                crashed = False
+            except Crash:
+                crashed = True
+
+        try:
+            config = load.read_config(folder)
+        except FileNotFoundError as error:
+            assert crashed
+            assert "saving was interrupted" in str(error)
+            seen.add("none")
+        else:
+            is_new = config["vocab_size"] == 101
+            assert_same(read_all(folder, shapes(old)), new if is_new else old)
+            assert load.read_json(folder, "generation_config.json")["top_k"] == 1 + is_new, steps
+            seen.add("new" if is_new else "old")
+        # Saving again mends it.
+        load.save_checkpoint(folder, new_config, new, {"top_k": 2}, max_shard_size=new_size)
+        assert_same(read_all(folder, shapes(new)), new)
+        assert load.read_config(folder)["vocab_size"] == 101
+        assert not list(folder.glob("*.partial"))
+        if not crashed:
+            break
+        step += 1
+    assert seen == {"old", "none", "new"}
+    assert step >= 4
+
+
 def test_all_that_does_not_fit_is_listed_before_any_data_is_read(tmp_path, monkeypatch):
     tensors = random_tensors()
     load.save_checkpoint(tmp_path, FLAT, tensors, max_shard_size=1)

@@ -2,11 +2,16 @@
 
 import base64
 import io
+import itertools
+import os
+import random
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib import parse
 
 import av
 import numpy as np
@@ -15,7 +20,10 @@ import torch
 from PIL import Image, features
 
 from processor import sample_frames
+from qwen2vl_app.command_line import media_items, parse_arguments
+from qwen2vl_extras.download import ascii_url
 from qwen2vl_extras.media import describe, load_image, read_video
+from qwen2vl_extras.sources import paths_of_url
 from tests.helpers.drawn_media import frame_numbers, keep_frame, noise, write_frames, write_video
 
 
@@ -121,6 +129,311 @@ def test_bad_images_are_one_line_errors_that_name_them(server, tmp_path):
 def test_arrays_that_are_no_8_bit_images_are_refused(shape, dtype):
     with pytest.raises(ValueError, match=r"\(H, W, 3\).*got ndarray of"):
         load_image(np.zeros(shape, dtype))
+
+
+# Ways to hand over the pixels (20, 30, 3) of one image, by a name.
+def array_forms(pixels: np.ndarray) -> dict[str, np.ndarray | torch.Tensor]:
+    tensor = torch.from_numpy(pixels.copy())
+    first = tensor.permute(2, 0, 1)
+    forms = {
+        "array, colours first": pixels.transpose(2, 0, 1),
+        "array, colours first, contiguous": np.ascontiguousarray(pixels.transpose(2, 0, 1)),
+        "array upside down twice": pixels[::-1].copy()[::-1],
+        "Fortran order": np.asfortranarray(pixels),
+        "every other of twice as many": pixels.repeat(2, axis=1)[:, ::2],
+        "read-only": np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape),
+        "tensor, colours first": first,
+        "parameter": torch.nn.Parameter(first.float()),
+        "with alpha": np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]),
+    }
+    for dtype in ("int8", "int16", "uint16", "int32", "int64", "float16", "float32", "float64"):
+        if dtype != "int8":
+            forms[f"array of {dtype}"] = pixels.astype(dtype)
+            forms[f"array of {dtype}, the other byte order"] = pixels.astype(
+                np.dtype(dtype).newbyteorder()
+            )
+    for dtype in (torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16):
+        forms[f"tensor of {dtype}"] = first.to(dtype)
+    return forms
+
+
+def test_every_form_of_an_array_gives_the_same_pixels():
+    pixels = np.asarray(noise(20, 30))
+    forms = array_forms(pixels)
+    for name, form in forms.items():
+        assert np.array_equal(np.asarray(load_image(form)), pixels), name
+    assert len(forms) >= 25
+    grey = pixels[..., 0]
+    for form in (grey, grey[None], torch.from_numpy(grey[None].copy()), grey.astype(float)):
+        assert np.array_equal(np.asarray(load_image(form)), np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((3, 3, 3), (3, 3)),
+        ((3, 5, 3), (5, 3)),
+        ((3, 5, 4), (5, 3)),
+        ((4, 5, 3), (5, 4)),
+        ((1, 5, 3), (5, 1)),
+        ((3, 5, 6), (6, 5)),
+        ((3, 4, 5), (5, 4)),
+        ((1, 4, 5), (5, 4)),
+        ((3, 1), (1, 3)),
+    ],
+)
+def test_the_last_axis_is_that_of_the_colours_if_it_can_be(shape, size):
+    for pixels in (np.zeros(shape, np.uint8), torch.zeros(shape, dtype=torch.uint8)):
+        assert load_image(pixels).size == size
+
+
+def test_values_that_are_no_pixels_are_refused_with_the_reason():
+    image = np.asarray(noise(8, 9)).astype(np.float32)
+    fractions = "fractions from 0 to 1"
+    spoilt = {"NaN": np.nan, "infinity": np.inf, "a negative": -1.0, "too much": 255.5}
+    cases = [(image / 255, fractions), (np.full((8, 9, 3), 0.5), fractions)]
+    cases += [(image.astype(bool), "not bool"), (image.astype(complex), "not complex")]
+    cases += [(image.astype(np.int64) * 257, "0 to 65535"), (image.astype(str), "not <U")]
+    for value in spoilt.values():
+        pixels = image.copy()
+        pixels[3, 4, 1] = value
+        cases.append((pixels, "0 to 255"))
+    for pixels, named in cases:
+        forms = [pixels]
+        if pixels.dtype.kind in "ifc":
+            forms.append(torch.from_numpy(pixels))
+        for form in forms:
+            with pytest.raises(ValueError, match=named) as error:
+                load_image(form)
+            assert "of" in str(error.value) and "\n" not in str(error.value)
+    for tensor in (torch.zeros(8, 9, 3, device="meta"), torch.zeros(8, 9, 3).to_sparse()):
+        with pytest.raises(ValueError, match=r"Tensor of torch\.float32"):
+            load_image(tensor)
+    # Black and white as floats are no fractions; a dark frame of a bright clip neither.
+    assert load_image(np.ones((4, 4, 3), np.float32)).getpixel((0, 0)) == (1, 1, 1)
+    clip = np.stack([np.full((4, 5, 3), 0.5), np.full((4, 5, 3), 200.0)])
+    for frames in (clip, torch.from_numpy(clip).permute(0, 3, 1, 2)):
+        dark, bright = read_video(frames, sample_frames, keep_frame)
+        assert dark.getpixel((0, 0)) == (0, 0, 0)
+        assert bright.getpixel((0, 0)) == (200, 200, 200)
+    with pytest.raises(ValueError, match=fractions):
+        read_video(clip / 255, sample_frames, keep_frame)
+    with pytest.raises(ValueError, match=r"\(frames, H, W, 3\)"):
+        read_video(clip[0], sample_frames, keep_frame)
+
+
+def test_content_in_memory_and_open_files_give_the_same_pixels(tmp_path):
+    image = noise(20, 30)
+    path = tmp_path / "a.png"
+    image.save(path)
+    content = path.read_bytes()
+    at_its_end = io.BytesIO(content)
+    at_its_end.seek(0, io.SEEK_END)
+    read_end, write_end = os.pipe()
+    threading.Thread(target=lambda: os.fdopen(write_end, "wb").write(content)).start()
+    with open(path, "rb") as opened, os.fdopen(read_end, "rb") as pipe:
+        opened.seek(7)
+        sources = {
+            "bytes": content,
+            "bytearray": bytearray(content),
+            "memoryview": memoryview(content),
+            "open file": opened,
+            "a file that was just written": at_its_end,
+            "pipe": pipe,
+            "row": {"bytes": content, "path": None},
+            "row with a path that is not here": {"bytes": content, "path": "gone.png"},
+            "row of a path": {"bytes": None, "path": str(path)},
+        }
+        for name, source in sources.items():
+            assert np.array_equal(np.asarray(load_image(source)), np.asarray(image)), name
+        assert opened.tell() == 7, "the caller's file is where it was"
+    video = write_video(tmp_path / "a.mp4", 10).read_bytes()
+    for source in (video, bytearray(video), io.BytesIO(video), {"bytes": video, "path": None}):
+        assert frame_numbers(sampled_frames(source, nframes=4)) == [0, 2, 5, 7]
+    with open(path, encoding="latin-1") as text, pytest.raises(ValueError, match="'rb'"):
+        load_image(text)
+    with pytest.raises(ValueError, match="closed"):
+        load_image(opened)
+    with pytest.raises(ValueError, match="bytes or a path"):
+        load_image({"bytes": None, "path": None})
+
+
+NAMES = [
+    "a b.png",
+    "a%20b.png",
+    "a?b=c.png",
+    "a#1.png",
+    "ü ß.png",
+    "100%.png",
+    "a+b.png",
+    "日本.png",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_found_however_their_url_is_written(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    noise(6, 9).save(path)
+    places = [
+        str(path),
+        path.as_uri(),  # encoded as the standard says
+        f"file://{path}",  # and as people write it
+        f"FILE://{path}",
+        f"file:{path}",
+        f"file://localhost{path}",
+        f"{path}\n",
+        f" '{path}' ",
+        path.as_uri() + "\n",
+        path.as_uri() + "#t=1",
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places += [f"~/{name}", f"file://~/{name}"]
+    monkeypatch.chdir(tmp_path)
+    places += [name, f"file://{name}", f"file:{name}"]
+    for place in places:
+        assert load_image(place).size == (9, 6), place
+
+
+def test_the_file_urls_of_windows_are_its_paths():
+    for url, path in {
+        "file:///C:/a%20b.png": "C:\\a b.png",
+        "file:///C|/a.png": "C:\\a.png",
+        "file://C:/a.png": "C:\\a.png",
+        "file:C:\\a.png": "C:\\a.png",
+        "file://localhost/C:/a.png": "C:\\a.png",
+        "file://server/share/a.png": "\\\\server\\share\\a.png",
+    }.items():
+        assert paths_of_url(url, windows=True)[0] == path
+    with pytest.raises(FileNotFoundError, match="no such image"):  # a drive is no scheme
+        load_image("C:\\a.png")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_urls_with_spaces_and_letters_of_any_language_are_found(name, server, tmp_path):
+    noise(6, 9).save(tmp_path / name)
+    written = [f"{server}/{parse.quote(name)}", f"  {server}/{parse.quote(name)}\n"]
+    written.append(f"{server}/{parse.quote(name)}?w=1 2&ü=ß#top".replace("http", "HTTP"))
+    if not set("?#%") & set(name):
+        written.append(f"{server}/{name}")
+    for url in written:
+        assert load_image(url).size == (9, 6), url
+    assert ascii_url("http://bücher.example/ü?q=ü#x") == (
+        "http://xn--bcher-kva.example/%C3%BC?q=%C3%BC"
+    )
+
+
+def test_data_uris_are_read_in_every_form():
+    for size in range(1, 8):  # each remainder of the length
+        image = noise(size, 9, seed=size)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        content = file.getvalue()
+        plain = base64.b64encode(content).decode()
+        safe = base64.urlsafe_b64encode(content).decode()
+        lines = base64.encodebytes(content).decode()
+        forms = [
+            f"data:image/png;base64,{plain}",
+            f"data:image;base64,{plain}",
+            f"data:;base64,{plain}",
+            f"DATA:image/PNG;BASE64,{plain}",
+            f"data:image/png;charset=utf-8;base64,{plain}",
+            f"data:image/png; base64, {plain}\n",
+            f" data:image/png;base64,{plain}",
+            f"data:image/png;base64,{plain.rstrip('=')}",
+            f"data:image/png;base64,{safe}",
+            f"data:image/png;base64,{safe.rstrip('=')}",
+            f"data:image/png;base64,{lines}",
+            f"data:image/png;base64,{parse.quote(plain)}",
+            f"data:image/png,{parse.quote(content)}",
+            plain,  # without "data:", as transformers takes it
+            lines,
+        ]
+        for form in forms:
+            assert np.array_equal(np.asarray(load_image(form)), np.asarray(image)), form[:40]
+    for broken in ("data:image/png;base64", "data:image/png;base64,A", "data:;base64,ü!!"):
+        with pytest.raises(OSError, match="data:"):
+            load_image(broken)
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "s3", "gs", "rtsp", "hdfs", "ssh", "blob", "S3"])
+def test_other_schemes_are_refused_by_name(scheme):
+    for read in (load_image, sampled_frames):
+        with pytest.raises(OSError, match=rf"{scheme.lower()}: is not supported.*https:"):
+            read(f"{scheme}://bucket/a b.png")
+
+
+# Modes, sizes and formats, as far as Pillow writes them.
+FORMATS = ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "TGA", "ICO", "JPEG2000", "PCX"]
+FORMATS += ["SGI", "DDS", "AVIF", "QOI", "SPIDER", "MPO", "DIB", "XBM", "MSP", "ICNS"]
+MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBa", "RGBX"]
+
+
+def odd_pictures(rng: random.Random, count: int) -> Iterator[tuple[str, bytes]]:
+    """Pictures of every format and mode that Pillow writes, in odd sizes: (name, content)."""
+    pairs = list(itertools.product(FORMATS, MODES))
+    for trial in range(count * 10):
+        kind, mode = pairs[trial % len(pairs)]
+        size = (rng.choice([1, 2, 3, 7, 31, 64]), rng.choice([1, 2, 5, 33, 100]))
+        try:
+            base = noise(*size, seed=trial)
+            image = base.convert("RGBA").convert(mode) if mode == "RGBa" else base.convert(mode)
+            file = io.BytesIO()
+            image.save(file, kind)
+        except (OSError, ValueError, KeyError, SystemError):  # it can't be written
+            continue
+        yield f"{kind} {mode} {size} {trial}", file.getvalue()
+
+
+def test_odd_pictures_equal_pillows_own_conversion(amount):
+    tried = 0
+    for name, content in odd_pictures(random.Random(0), amount(60, 400)):
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I") or image.mode == "F":
+                continue  # Pillow clips these
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                expected = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+            else:
+                expected = image.convert("RGB")
+        assert np.array_equal(np.asarray(load_image(content)), np.asarray(expected)), name
+        tried += 1
+        if tried == amount(200, 1200):
+            break
+    assert tried >= amount(200, 1200)
+
+
+def test_an_image_or_video_may_come_from_stdin_once(tmp_path, monkeypatch):
+    for kind, content in (
+        ("image", noise(20, 30)),
+        ("video", write_video(tmp_path / "a.mp4", 10).read_bytes()),
+    ):
+        if kind == "image":
+            file = io.BytesIO()
+            content.save(file, "PNG")
+            content = file.getvalue()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        args = parse_arguments([f"--{kind}", "-", "--image", "b.png"])
+        items = media_items(args)
+        (source,) = [item[kind] for item in items if isinstance(item[item["type"]], bytes)]
+        assert source == content
+        assert {"type": "image", "image": "b.png"} in items
+    for argv, named in (
+        (["--image", "-", "--video", "-"], "only once"),
+        (["--image", "-", "--chat"], "--chat reads the questions"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            media_items(parse_arguments(argv))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "LA"])
+def test_images_in_memory_of_transparent_modes_lie_on_white(mode):
+    image = noise(5, 6).convert("RGBA")
+    image.putalpha(128)
+    if mode in ("La", "LA"):
+        image = image.convert("LA")
+    found = np.asarray(load_image(image.convert(mode) if mode != image.mode else image))
+    expected = np.asarray(image.convert("RGB")) * (128 / 255) + 255 * (1 - 128 / 255)
+    assert np.abs(found - expected).max() <= 2
 
 
 def test_transparent_pixels_lie_on_white():

@@ -585,11 +585,19 @@ def test_a_setting_that_an_image_processor_has_not_is_refused_where_it_is_made()
     for name in ("sizes", "fps", "resized_height", "do_rescaled"):
         call = lambda name=name: Qwen2VLImageProcessor.from_pretrained("tiny", **{name: 3})  # noqa: E731
         assert repr(name) in message_of(call, name)
-    for name, value in (("do_resize", False), ("do_normalize", False), ("resample", 2)):
+    wrong = [("do_resize", False), ("do_normalize", False), ("resample", 2)]
+    for name, value in wrong:
         call = lambda name=name, value=value: Qwen2VLImageProcessor.from_pretrained(  # noqa: E731
             "tiny", **{name: value}
         )
         assert f"{name}=" in message_of(call, name)
+    wrong = [("min_pixels", "3136"), ("max_pixels", -1), ("patch_size", 0), ("merge_size", "2")]
+    wrong += [("image_mean", [0.5]), ("image_std", 3), ("size", {"longest_edge": math.nan})]
+    for name, value in wrong:
+        call = lambda name=name, value=value: Qwen2VLImageProcessor.from_pretrained(  # noqa: E731
+            "tiny", **{name: value}
+        )
+        assert ("max_pixels" if name == "size" else name) in message_of(call, name)
     size = {"shortest_edge": 784, "longest_edge": 7840}
     made = Qwen2VLImageProcessor.from_pretrained("tiny", size=size, do_resize=True)
     assert (made.min_pixels, made.max_pixels) == (784, 7840)

@@ -144,6 +144,14 @@ def test_example_gives_transformers_inputs_and_answer(
     assert answers == case["answers"]
 
 
+def test_a_batch_is_rendered_in_one_call_as_the_readme_of_qwen_vl_utils_does(processor):
+    for name in ("batch", "utils, batch"):
+        text = processor.apply_chat_template(
+            MESSAGES[name], tokenize=False, add_generation_prompt=True
+        )
+        assert text == STORED["0.0.14"][name]["prompts"]
+
+
 def test_the_stored_examples_are_all_examples_and_hold_every_kind_of_media(arrays):
     """So that a kind that the READMEs show is not left out: what is a float clip stays one."""
     assert set(STORED["0.0.14"]) == set(MESSAGES)

@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "BENCHMARKS.md",
     "PROOFS.md",
+    "SECURITY.md",
     "CONTRIBUTING.md",
     "notebooks/README.md",
     "tests/README.md",

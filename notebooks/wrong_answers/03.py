@@ -50,5 +50,5 @@ def encode_pieces(pieces):
         if is_control:
             ids.append(processor.special_tokens[piece])
         else:
-            ids += tokenizer.encode(piece).ids
+            ids += processor.encode_text(piece)
     return ids

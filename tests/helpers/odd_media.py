@@ -105,14 +105,26 @@ def remux(
 
 
 def spoil(data: bytes, how: str, rng: random.Random) -> bytes:
-    """The content of a packet, damaged: all zero or noise, noise after a third, or cut."""
+    """The content of a packet, damaged: all zero or noise, or its rest after a part."""
     third = len(data) // 3
+    half = len(data) // 2
     return {
         "zero": bytes(len(data)),
         "noise": rng.randbytes(len(data)),
         "tail": data[:third] + rng.randbytes(len(data) - third),
-        "cut": data[: len(data) // 2 + 1],
+        "cut": data[:half] + bytes(len(data) - half),
     }[how]
+
+
+def damage_packets(data: bytes, bad: set[int], how: str, rng: random.Random) -> bytes:
+    """A clip in whose file the packets of these numbers are spoilt, and nothing else."""
+    damaged = bytearray(data)
+    with av.open(io.BytesIO(data)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size > 0]
+    for number in bad:
+        start = data.index(packets[number])
+        damaged[start : start + len(packets[number])] = spoil(packets[number], how, rng)
+    return bytes(damaged)
 
 
 # ------------------------------------------------------------------------------------------ servers

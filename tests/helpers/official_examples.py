@@ -73,8 +73,11 @@ FRAMES = [url("before.png"), url("after.png"), url("after.png"), url("before.png
 
 def conversations() -> dict[str, list]:
     """The messages of each example by its name; of a batch, a list of conversations."""
+    return {**using_transformers_to_chat(), **more_usage_tips(), **of_qwen_vl_utils()}
+
+
+def using_transformers_to_chat() -> dict[str, list]:
     return {
-        # Using Transformers to Chat
         "chat": user(image(path("shapes.png")), DESCRIBE),
         "multi image": user(
             image(url("before.png")),
@@ -95,7 +98,11 @@ def conversations() -> dict[str, list]:
                 {"role": "user", "content": "Who are you?"},
             ],
         ],
-        # More Usage Tips
+    }
+
+
+def more_usage_tips() -> dict[str, list]:
+    return {
         "local file": user(image(url("triangle.png")), DESCRIBE),
         "base64": user(image(base64_url("triangle.png")), DESCRIBE),
         "resized": user(image(url("many.png"), resized_height=280, resized_width=420), DESCRIBE),
@@ -103,7 +110,11 @@ def conversations() -> dict[str, list]:
             image(url("many.png"), min_pixels=50176, max_pixels=50176), DESCRIBE
         ),
         LIMITED: user(image(url("triangle.png")), DESCRIBE),
-        # The READMEs of qwen-vl-utils
+    }
+
+
+def of_qwen_vl_utils() -> dict[str, list]:
+    return {
         "utils, resized video": user(
             video(url("moving.mp4"), fps=2.0, resized_height=280, resized_width=280), DESCRIBE_VIDEO
         ),

@@ -7,6 +7,7 @@ transformers wrote (saved_inputs.py), or variants of them that are seen in the w
 import copy
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +162,11 @@ def language_model_first(name: str) -> str:
     return name
 
 
+def recomputed(name: str) -> str:
+    """An official name in a model whose layers are wrapped for activation checkpointing."""
+    return re.sub(r"(layers|blocks)\.(\d+)\.", r"\1.\2._checkpoint_wrapped_module.", name)
+
+
 # Each style renames an official name.
 NAME_STYLES = {
     "official": lambda name: name,
@@ -171,6 +177,10 @@ NAME_STYLES = {
     "base model": lambda name: f"base_model.model.{name}",
     "base model, in memory": lambda name: f"base_model.model.{in_memory(name)}",
     "module and base model": lambda name: f"module.base_model.model.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled, in memory": lambda name: f"_orig_mod.{in_memory(name)}",
+    "sharded": lambda name: f"_fsdp_wrapped_module.{in_memory(name)}",
+    "recomputed": recomputed,
 }
 # Which of two tied matrices a file has.
 TIED_STYLES = ("both", "embedding", "head")
