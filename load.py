@@ -459,18 +459,13 @@ def match_tensors(
 
 
 def read_weights(
-    folder: Path,
-    expected: Mapping[str, tuple[int, ...]],
-    device: torch.device,
-    dtype: torch.dtype,
-    ignored: Collection[str] = (),
+    headers: Mapping[str, TensorHeader], device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield each expected tensor (name to shape) once, on `device` in `dtype`.
+    """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
 
-    ignored and errors: as in `match_tensors`, before any tensor is read. On the CPU, a tensor in
-    its stored dtype is memory-mapped: its bytes are read from the file when they are first used.
+    On the CPU, a tensor in its stored dtype is memory-mapped: its bytes are read from the file when
+    they are first used.
     """
-    headers = match_tensors(folder, expected, ignored)
     progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
     files = sorted({header.file for header in headers.values()})
     with progress:

@@ -268,11 +268,16 @@ class Qwen2VLImageProcessor:
         use_fast: True for Qwen2VLImageProcessorFast, False for Qwen2VLImageProcessor, by
         default the class that it is called on.
         """
+        of_images, _ = load.read_media_config(load.find_checkpoint(name, weights=False))
+        return cls.from_settings(of_images, use_fast, given)
+
+    @classmethod
+    def from_settings(
+        cls, of_images: Options, use_fast: bool | None, given: Options
+    ) -> "Qwen2VLImageProcessor":
+        """The settings of images as `load.read_media_config` reads them; see from_pretrained."""
         if use_fast is not None:
             cls = Qwen2VLImageProcessorFast if use_fast else Qwen2VLImageProcessor
-        folder = load.find_checkpoint(name, weights=False)
-        of_images, _ = load.read_media_config(folder)
-
         # An argument that is no field would be ignored.
         names = [f.name for f in fields(cls)]
         given = image_settings(given, names)
@@ -925,18 +930,17 @@ class Qwen2VLProcessor:
                 return cls.from_pretrained(
                     files_of_both, min_pixels, max_pixels, use_fast, official_template
                 )
-        image_processor = Qwen2VLImageProcessor.from_pretrained(
-            folder, use_fast=use_fast, min_pixels=min_pixels, max_pixels=max_pixels
-        )
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        of_images, of_videos = load.read_media_config(folder)
+        image_processor = Qwen2VLImageProcessor.from_settings(of_images, use_fast, given)
         # Limits of videos: those of a section or file of their own, which most checkpoints
         # don't have, then the caller's. The limits of images are not theirs.
-        _, stated = load.read_media_config(folder)
-        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        video_defaults = (of_videos, given)
         # A folder may hold a processor without a model.
         has_model = (folder / "config.json").is_file()
         config = load.read_config(folder) if has_model else {}
         max_tokens = config.get("max_position_embeddings") or math.inf
-        processor = cls(image_processor, load.load_tokenizer(folder), (stated, given), max_tokens)
+        processor = cls(image_processor, load.load_tokenizer(folder), video_defaults, max_tokens)
         # The model must know the placeholders by the ids that the tokenizer gives them.
         ids = {
             "image_token_id": processor.image_token_id,

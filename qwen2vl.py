@@ -1198,7 +1198,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        weights = load.read_weights(folder, shapes, device, dtype, ignored)
+        weights = load.read_weights(headers, device, dtype)
         if adapter is not None:
             weights = adapter.merge(weights)
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
@@ -1312,8 +1312,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         attention_mask: (B, S), 0 for padding; pixel values: (patches, 1176), grids: (images, 3),
         in prompt order over the batch; position_ids: (3, B, T), else computed from input_ids or,
         if the cache holds tokens, from rope_deltas (B, 1); labels: (B, T), -100 for no loss;
-        logits_to_keep: how many of the last positions get logits, 0 for all.
-        return_dict=False: the output as a tuple.
+        logits_to_keep: of how many last positions, 0 for all; return_dict=False: a tuple.
         """
         # What can't be right is refused here, in one line.
         arguments.check_unlisted(unknown, self.forward, arguments.FORWARD)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from qwen2vl_extras.errors import suggestion
+from qwen2vl_extras.errors import shorten, suggestion
 
 # Values that change nothing, by argument; None and an empty list are always among them. The
 # names and values are those of GenerationConfig and `generate` in transformers 4.57.6.
@@ -131,7 +131,7 @@ def check_unlisted(
             raise ValueError(f"{what} has no argument {name!r}{nearest(name, function, neutral)}")
         if not is_neutral(value, neutral[name]):
             values = " or ".join(repr(one) for one in neutral[name] or (None,))
-            raise ValueError(f"{what} takes {name}={values} only, not {shorten(value)}")
+            raise ValueError(f"{what} takes {name}={values} only, not {describe_value(value)}")
 
 
 def is_neutral(value: object, neutral: Sequence[object]) -> bool:
@@ -155,8 +155,8 @@ def nearest(name: str, function: Callable[..., object], neutral: Iterable[str]) 
     return suggestion(name, known)
 
 
-def shorten(value: object) -> str:
+def describe_value(value: object) -> str:
     """What a value looks like, on one short line; a tensor by its shape."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return " ".join(repr(value).split())[:99]
+    return shorten(value)

@@ -1,22 +1,13 @@
 """Errors and notes of more than one file, each worded once."""
 
 import difflib
-import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def refuse_unknown(unknown: Mapping[str, object], function: Callable[..., object]) -> None:
-    """ValueError for the first unknown argument, with the known one most like it."""
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    for name in unknown:
-        raise ValueError(f"{function.__name__} has no argument {name!r}{suggestion(name, known)}")
 
 
 def check_options(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from qwen2vl_extras.arguments import GENERATE, UNUSED, is_neutral, shorten
+from qwen2vl_extras.arguments import GENERATE, UNUSED, describe_value, is_neutral
 from qwen2vl_extras.errors import suggestion
 
 
@@ -89,7 +89,7 @@ class GenerationConfig(dict):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in GENERATE and not is_neutral(value, GENERATE[name]):
-            raise ValueError(f"generation_config.{name} can't be {shorten(value)} here")
+            raise ValueError(f"generation_config.{name} can't be {describe_value(value)} here")
         if name not in SETTINGS and name not in UNUSED and name not in GENERATE:
             raise ValueError(f"no setting {name!r}{suggestion(name, SETTINGS)}")
         self[name] = value

@@ -110,7 +110,8 @@ def read_all(
     dtype: torch.dtype = torch.float32,
     ignored: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
-    pairs = list(load.read_weights(folder, expected, torch.device("cpu"), dtype, ignored))
+    headers = load.match_tensors(folder, expected, ignored)
+    pairs = list(load.read_weights(headers, torch.device("cpu"), dtype))
     assert len(pairs) == len(dict(pairs)), "a tensor came twice"
     return dict(pairs)
 
@@ -788,7 +789,8 @@ shapes = {f"w{i}": (2**21,) for i in range(24)}
 dtype = getattr(torch, sys.argv[2])
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-kept = dict(load.read_weights(Path(sys.argv[1]), shapes, torch.device("cpu"), dtype))
+headers = load.match_tensors(Path(sys.argv[1]), shapes)
+kept = dict(load.read_weights(headers, torch.device("cpu"), dtype))
 print(peak() - before)
 print(sum(float(t.sum()) for t in kept.values()), peak() - before)
 """

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor
 
 import load
 from processor import Qwen2VLImageProcessor, Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration, VisionConfig
 from tests.helpers.reference import random_config, random_pair
+from tests.helpers.saved_folders import write_weights
 
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
@@ -32,20 +32,6 @@ def small_weights(seed: int, tied: bool = False) -> tuple[dict, dict[str, Tensor
     ours, _ = random_pair(seed, tied=tied)
     tensors = {name: p.detach().clone() for name, p in ours.named_parameters()}
     return random_config(seed, tied), tensors
-
-
-def write_weights(folder: Path, tensors: dict[str, Tensor], shards: int = 1) -> None:
-    """Tensors in one file, or in shards with an index."""
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        return
-    weight_map = {}
-    for i in range(shards):
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = {name: tensors[name] for name in sorted(tensors)[i::shards]}
-        save_file(part, folder / file, {"format": "pt"})
-        weight_map.update(dict.fromkeys(part, file))
-    write(folder, INDEX, {"metadata": {}, "weight_map": weight_map})
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Qwen2VLForConditionalGeneration:
