@@ -1328,9 +1328,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             inputs_embeds = self.embed(input_ids, *media)
         # Positions in time, row and column.
         if position_ids is None:
-            grids = (image_grid_thw, video_grid_thw)
             position_ids, rope_deltas = self.choose_positions(
-                input_ids, length, grids, attention_mask, past_key_values, rope_deltas
+                input_ids, length, media, attention_mask, past_key_values, rope_deltas
             )
         # The decoder fills these two lists where they are asked for.
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
@@ -1376,17 +1375,18 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         self,
         input_ids: Tensor | None,
         length: int,
-        grids: tuple[Tensor | None, Tensor | None],
+        media: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         attention_mask: Tensor | None,
         cache: KVCache | None,
         rope_deltas: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Positions (3, B, T) and rope_deltas (B, 1) of `length` tokens."""
+        _, image_grid_thw, _, video_grid_thw = media
         # After the prompt comes text, whose positions go on from those of the prompt.
         if cache is not None and cache.length:
             if rope_deltas is None:
                 raise ValueError("after a prompt forward needs rope_deltas or position_ids")
-            if any(grid is not None for grid in grids):
+            if image_grid_thw is not None or video_grid_thw is not None:
                 raise ValueError("images after a prompt need position_ids")
             checks.check_rope_deltas(rope_deltas, cache.keys.shape[1], self.device)
             device = rope_deltas.device
@@ -1399,7 +1399,6 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             raise ValueError("rope_deltas are for tokens after a prompt, the cache holds 0 tokens")
         if input_ids is None:
             raise ValueError("without position_ids forward needs input_ids")
-        image_grid_thw, video_grid_thw = grids
         return self.get_rope_index(input_ids, image_grid_thw, video_grid_thw, attention_mask)
 
     def compute_logits(self, x: Tensor) -> Tensor:
