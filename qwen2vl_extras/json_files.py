@@ -64,10 +64,23 @@ def parse(file: Path, content: bytes) -> dict:
         deeper: list[object] = []
         for part in level:
             if isinstance(part, dict):
+                deeper += part
                 deeper += part.values()
             elif isinstance(part, list):
                 deeper += part
+            elif isinstance(part, str):
+                check_text(file, part)
         level = deeper
         if not level:
             return value
     raise ValueError(f"{file} is not a valid JSON object: it is nested over {MAX_DEPTH} deep")
+
+
+def check_text(file: Path, text: str) -> None:
+    """ValueError for half a surrogate pair, which JSON can spell but no UTF-8 text can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{file} is not a valid JSON object: {text!r:.99} holds half a surrogate pair"
+        ) from error

@@ -355,6 +355,8 @@ def broken_contents() -> dict[str, bytes]:
         "not UTF-8": b'{"a": "\xff"}',
         "UTF-16": '{"a": 1}'.encode("utf-16"),
         "a zero byte": b'{"a": 1}\x00',
+        "half a surrogate pair": b'{"a": ["\\ud800"]}',
+        "half a surrogate pair as a name": b'{"a": {"\\udc00": 1}}',
         "two objects": b"{}{}",
         "deep lists": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "deep objects": b'{"a": ' * 50_000 + b"1" + b"}" * 50_000,
