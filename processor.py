@@ -665,6 +665,8 @@ def parse_conversation(conversation: Sequence[Message]) -> list[Turn]:
 
     A conversation without a system message gets the official one.
     """
+    if not isinstance(conversation, (list, tuple)):
+        raise ValueError(f"a conversation is a list of messages: got {shorten(conversation)}")
     # All messages first, so that a wrong one is found before anything is rendered.
     turns = [parse_message(message) for message in conversation]
     if turns[0].role != "system":
@@ -1002,7 +1004,13 @@ class Qwen2VLProcessor:
 
     def encode_text(self, text: str) -> list[int]:
         """Turn text into ids. Control tokens in it stay text; other added tokens count."""
-        text.encode()  # half a surrogate pair is a ValueError here; the tokenizer has a TypeError
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text has half a surrogate pair at character {error.start}: "
+                "surrogates not allowed"
+            ) from error
         self.reset_tokenizer()
         ids = []
         for part in cut_control_tokens(text):

@@ -960,7 +960,7 @@ class Sampling:
         checks.check_number("top_p", self.top_p, ABOVE_ZERO, 1)
         checks.check_number("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, 1e9)
         checks.check_integer("top_k", self.top_k, 0, 10**9)
-        checks.check_integer("do_sample", self.do_sample, 0, 1)
+        checks.check_switch("do_sample", self.do_sample)
         checks.check_token_ids("eos_token_id", self.eos_token_id)
 
 
@@ -1592,7 +1592,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             return max_length - length
         if max_new_tokens is None and room >= 1:
             return min(default_length(self.generation_config, length), room)
-        if not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= room:
+        if not checks.is_whole(max_new_tokens) or not 1 <= max_new_tokens <= room:
             raise ValueError(
                 f"max_new_tokens is {max_new_tokens}; after {length} tokens this model takes {room}"
             )

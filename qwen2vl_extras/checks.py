@@ -7,7 +7,7 @@ look at the values is done once for a prompt, and not for each new token.
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -195,7 +195,7 @@ def check_labels(
 
 def check_logits_to_keep(logits_to_keep: int, length: int, has_labels: bool) -> None:
     """ValueError unless that many of the last positions can get logits."""
-    if not isinstance(logits_to_keep, int):
+    if not is_whole(logits_to_keep):
         kind = type(logits_to_keep).__name__
         raise ValueError(f"logits_to_keep is a {kind}, a number from 0 to {length} is needed")
     if not 0 <= logits_to_keep <= length:
@@ -256,9 +256,14 @@ def check_last_token(attention_mask: Tensor) -> None:
         )
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number. True and False are numbers in Python, but not here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: object, lowest: int, highest: int) -> None:
     """ValueError unless the value is a whole number within lowest to highest."""
-    if not isinstance(value, int) or not lowest <= value <= highest:
+    if not is_whole(value) or not lowest <= value <= highest:
         raise ValueError(
             f"{name} is {value!r:.99}, a whole number from {lowest} to {highest} is needed"
         )
@@ -266,15 +271,21 @@ def check_integer(name: str, value: object, lowest: int, highest: int) -> None:
 
 def check_number(name: str, value: object, lowest: float, highest: float) -> None:
     """ValueError unless the value is a number within lowest to highest."""
-    if not isinstance(value, (int, float)) or not lowest <= value <= highest:
+    if not (isinstance(value, float) or is_whole(value)) or not lowest <= value <= highest:
         raise ValueError(f"{name}={value!r:.99} is not within {lowest:g} to {highest:g}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """ValueError unless the value is True or False, or the number of one of them."""
+    if not isinstance(value, int) or value not in (0, 1):
+        raise ValueError(f"{name} is {value!r:.99}, True or False is needed")
 
 
 def check_token_ids(name: str, value: object) -> None:
     """ValueError unless the value is a token id or a list of them."""
     ids = value if isinstance(value, (list, tuple)) else [value]
     for one in ids:
-        if not isinstance(one, int):
+        if not is_whole(one):
             raise ValueError(f"{name} is {value!r:.99}, a token id or a list of them is needed")
 
 

@@ -308,6 +308,10 @@ def wrong_generate_calls(model) -> dict[str, dict]:
         calls[f"seed {value!r}"] = {"seed": value}
     for value in (-1, model.config.vocab_size):
         calls[f"pad_token_id {value}"] = {"pad_token_id": value}
+    # True is the number 1 in Python, but no number of tokens.
+    numbers = ["temperature", "top_k", "top_p", "repetition_penalty", "eos_token_id"]
+    for name in (*numbers, "pad_token_id", "seed", "max_new_tokens", "max_length"):
+        calls[f"{name}=True"] = {name: True}
     for name in ("max_new_token", "temprature", "num_beam", "streamers", "stop_criteria"):
         calls[f"the argument {name}"] = {name: 1}
     calls["a streamer that is none"] = {"streamer": print}

@@ -738,6 +738,13 @@ def test_odd_messages_are_refused_in_one_line_with_any_template(message, tiny):
         assert "\n" not in str(error.value)
 
 
+def test_a_row_of_a_batch_that_is_no_list_is_refused_in_one_line(tiny):
+    for row in (1, 1.5, True, "a", {"role": "user", "content": "a"}):
+        with pytest.raises(ValueError, match="is a list of messages") as error:
+            tiny.apply_chat_template([[{"role": "user", "content": "a"}], row])
+        assert "\n" not in str(error.value)
+
+
 def circular_message() -> dict:
     message: dict = {"role": "user", "content": "a"}
     message["self"] = message
