@@ -35,6 +35,8 @@ TEXT_PATTERNS = [
     "generation_config.json",
     "*processor_config.json",
     "tokenizer*.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.json",
     "*.jinja",
     lora.CONFIG,

@@ -222,6 +222,30 @@ def test_hub_download_takes_only_the_needed_files_and_then_works_offline(tmp_pat
     assert Path(ask(env, "some/model")) == folder  # the Hub is gone, the cache is not
 
 
+def test_hub_download_takes_every_file_that_a_processor_reads(tmp_path):
+    files = repository(tmp_path)
+    needed = {
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "chat_template.json",
+        "chat_template.jinja",
+        "additional_chat_templates/short.jinja",
+        "adapter_config.json",
+    }
+    useless = {"README.md", "pytorch_model.bin", "modeling.py", "training_args.bin"}
+    for name in needed | useless:
+        files[name] = b"{}"
+    with LocalHub({"some/model": files}) as hub:
+        folder = Path(ask(hub.environment(tmp_path / "home"), "some/model", "texts"))
+    found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert found == needed | {"config.json", "generation_config.json"}
+
+
 def test_hub_download_cut_in_the_middle_is_resumed(tmp_path):
     files = repository(tmp_path, size=6_000_000)  # 24 MB: huggingface_hub writes 10 at a time
     cut = 15_000_000
