@@ -62,6 +62,7 @@ from qwen2vl_extras.options import (
     processor_options,
     source_and_options,
 )
+from qwen2vl_extras.repeats import first_of_same
 from qwen2vl_extras.resize import (
     concatenate,
     empty_float32,
@@ -396,15 +397,17 @@ class Qwen2VLImageProcessor:
         options = image_options(options, self.fixed_options())
         # This processor's limits are the weakest defaults.
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        opened: list[Image.Image] = []
-        sizes: list[tuple[int, int]] = []
-        for media in flatten_nested(images):
-            source, own_options = source_and_options(media, "image", [limits], options)
-            image = load_image(source)
-            opened.append(image)
-            sizes.append(self.target_size(image.height, image.width, own_options))
-        if not opened:
+        given = flatten_nested(images)
+        if not given:
             raise ValueError("an image processor needs at least 1 image: got 0")
+        # What is given several times, say for several questions, is opened once.
+        first = first_of_same(given)
+        opened: dict[int, Image.Image] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+        for i in sorted(set(first)):
+            source, own_options = source_and_options(given[i], "image", [limits], options)
+            opened[i] = load_image(source)
+            sizes[i] = self.target_size(opened[i].height, opened[i].width, own_options)
 
         # Images of equal sizes are resized, cut and normalised together.
         patches_of: dict[int, Tensor] = {}
@@ -416,18 +419,18 @@ class Qwen2VLImageProcessor:
             patches_of.update(zip(indices, parts, strict=True))
 
         # Back in the order of the caller.
-        pixel_values = concatenate([patches_of[i] for i in range(len(opened))])
+        pixel_values = concatenate([patches_of[i] for i in first])
         side = self.patch_size
-        grids = [(1, height // side, width // side) for height, width in sizes]
+        grids = [(1, sizes[i][0] // side, sizes[i][1] // side) for i in first]
         image_grid_thw = torch.tensor(grids, dtype=torch.long, device="cpu")
         return BatchFeature(pixel_values=pixel_values, image_grid_thw=image_grid_thw)
 
     def group_by_size(
-        self, images: list[Image.Image], new_sizes: list[tuple[int, int]]
+        self, images: dict[int, Image.Image], new_sizes: dict[int, tuple[int, int]]
     ) -> list[list[int]]:
         """Group the indices of images that have the same size and get the same new size."""
         groups: dict[tuple, list[int]] = {}
-        for i, image in enumerate(images):
+        for i, image in images.items():
             both_sizes = (image.size, new_sizes[i])
             groups.setdefault(both_sizes, []).append(i)
         return list(groups.values())
@@ -1073,11 +1076,7 @@ class Qwen2VLProcessor:
         # A batch of prompts: parsed once, then rendered.
         prompts = [parse_conversation(messages) for messages in conversations]
         flags = RenderFlags(add_generation_prompt, add_vision_id, continue_final_message)
-        template = choose_template(self.chat_template, chat_template)
-        if template is None or self.is_official(template):
-            rows = [render(turns, *flags) for turns in prompts]
-        else:
-            rows = self.render_template(template, conversations, prompts, flags)
+        rows = self.render_rows(conversations, prompts, flags, chat_template)
         if not tokenize:
             texts = ["".join(piece.text for piece in row) for row in rows]
             return texts if is_batch else texts[0]
@@ -1088,6 +1087,22 @@ class Qwen2VLProcessor:
         videos = [item for kind, item in items if kind == "video"]
         inputs = self.batch(rows, images, videos, options)
         return inputs if return_dict else inputs["input_ids"]
+
+    def render_rows(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        prompts: Sequence[list[Turn]],
+        flags: RenderFlags,
+        chat_template: str | None = None,
+    ) -> list[list[Piece]]:
+        """Conversations as the chat template writes them, in pieces.
+
+        prompts: the same, parsed. chat_template: as in apply_chat_template.
+        """
+        template = choose_template(self.chat_template, chat_template)
+        if template is None or self.is_official(template):
+            return [render(turns, *flags) for turns in prompts]
+        return self.render_template(template, conversations, prompts, flags)
 
     def is_official(self, template: str) -> bool:
         """Whether a chat template writes what `render` writes."""
@@ -1199,9 +1214,16 @@ class Qwen2VLProcessor:
 
         options: of each video.
         """
-        patches, grids = [], []
-        for video, own in zip(videos, options, strict=True):
-            values, grid = video_patches(self.image_processor, video, self.video_defaults, own)
+        patches: list[Tensor] = []
+        grids: list[tuple[int, int, int]] = []
+        # What is given several times with the same options is opened once.
+        given = list(zip(videos, options, strict=True))
+        first = first_of_same([{"video": video, "options": own} for video, own in given])
+        for i, (video, own) in enumerate(given):
+            if first[i] < i:
+                values, grid = patches[first[i]], grids[first[i]]
+            else:
+                values, grid = video_patches(self.image_processor, video, self.video_defaults, own)
             patches.append(values)
             grids.append(grid)
         video_grid_thw = torch.tensor(grids, dtype=torch.long, device="cpu")

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, schemas
+from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, repeats, schemas
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
@@ -498,9 +498,16 @@ class VisionTransformer(nn.Module):
         if pixel_values is None:
             raise ValueError("pixel_values is None, a tensor of patches is needed")
         sizes = grid_thw.prod(-1).tolist()
-        features = []
-        for pixels, (t, h, w) in zip(pixel_values.split(sizes), grid_thw.tolist(), strict=True):
-            features.append(self.encode(pixels, t, h, w, implementation))
+        images = pixel_values.split(sizes)
+        grids = grid_thw.tolist()
+        # What is there several times, as in questions about one image, is encoded once.
+        first = repeats.first_of_equal(images, grids)
+        features: list[Tensor] = []
+        for i, (t, h, w) in enumerate(grids):
+            if first[i] < i:
+                features.append(features[first[i]])
+            else:
+                features.append(self.encode(images[i], t, h, w, implementation))
         return torch.cat(features)
 
     def check_media(
@@ -682,6 +689,19 @@ class KVCache:
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.capacity = capacity
         self.length = 0
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens but the first `length`: the next ones are written over the others."""
+        checks.check_integer("length", length, 0, self.length)
+        self.length = length
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` tokens, if there is less; what the cache holds stays."""
+        missing = capacity - self.capacity
+        if missing > 0:
+            keys = F.pad(self.keys, (0, 0, 0, missing))
+            values = F.pad(self.values, (0, 0, 0, missing))
+            self.keys, self.values, self.capacity = keys, values, capacity
 
     def layer(self, index: int) -> "LayerCache":
         """The part of the cache that decoder layer `index` reads and writes."""
@@ -1382,17 +1402,23 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Positions (3, B, T) and rope_deltas (B, 1) of `length` tokens."""
         _, image_grid_thw, _, video_grid_thw = media
-        # After the prompt comes text, whose positions go on from those of the prompt.
+        has_media = image_grid_thw is not None or video_grid_thw is not None
+        # After a prompt positions go on with the first that is free.
         if cache is not None and cache.length:
             if rope_deltas is None:
                 raise ValueError("after a prompt forward needs rope_deltas or position_ids")
-            if image_grid_thw is not None or video_grid_thw is not None:
-                raise ValueError("images after a prompt need position_ids")
             checks.check_rope_deltas(rope_deltas, cache.keys.shape[1], self.device)
-            device = rope_deltas.device
-            indices = torch.arange(cache.length, cache.length + length, device=device)  # (T,)
-            positions = indices + rope_deltas  # (B, T)
-            return positions.expand(3, -1, -1), rope_deltas
+            first = cache.length + rope_deltas  # (B, 1)
+            is_text_alone = not has_media and attention_mask is None
+            if input_ids is None or is_text_alone:  # counts on, on all three axes
+                positions = first + torch.arange(length, device=first.device)  # (B, T)
+                return positions.expand(3, -1, -1), rope_deltas
+            # With images or padding the new tokens are like a prompt of their own.
+            new_mask = None if attention_mask is None else attention_mask[:, cache.length :]
+            position_ids, new_deltas = self.get_rope_index(
+                input_ids, image_grid_thw, video_grid_thw, new_mask
+            )
+            return first + position_ids, rope_deltas + new_deltas
 
         # A prompt: its ids say where the images are.
         if rope_deltas is not None:
@@ -1428,6 +1454,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         pad_token_id: int | None = None,
         seed: int | None = None,
         compile: bool = False,
+        past_key_values: KVCache | None = None,
+        rope_deltas: Tensor | None = None,
         **unknown: object,
     ) -> Iterator[Tensor]:
         """Yield the next token of every row, (B,), until all rows have ended.
@@ -1437,12 +1465,20 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         those of `forward`. Settings that are None come from generation_config.json. seed:
         makes sampling repeatable. compile: decode with `compiled.CompiledStep`, which pays
         for long answers. unknown: arguments of `transformers` with values that change nothing.
+
+        past_key_values: a cache that holds the first tokens of input_ids, whose rope_deltas
+        (B, 1) `forward` or get_rope_index has told. Only the tokens after them are read, and
+        pixel values and grids are of these alone. The cache grows; afterwards it holds the
+        prompt and all new tokens but the last.
         """
         # What can't be right is refused at once, not at the first token.
         arguments.check_unlisted(unknown, self.stream, arguments.GENERATE)
         checks.check_redundant(unknown, self.config, input_ids, video_grid_thw)
         self.check_prompt(input_ids, attention_mask)
-        length = input_ids.shape[1]
+        batch, length = input_ids.shape
+        checks.check_kept_cache(
+            past_key_values, rope_deltas, self.config, batch, length, self.device, self.dtype
+        )
         max_new_tokens = self.answer_length(length, max_new_tokens, max_length)
         chosen = {
             "do_sample": do_sample,
@@ -1462,7 +1498,17 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         ids = input_ids.long()  # int32 can't index scores
-        return self.answer(ids, attention_mask, media, max_new_tokens, sampling, generator, compile)
+        return self.answer(
+            ids,
+            attention_mask,
+            media,
+            max_new_tokens,
+            sampling,
+            generator,
+            compile,
+            past_key_values,
+            rope_deltas,
+        )
 
     @torch.no_grad()  # of a generator: while it computes, not while its caller does
     def answer(
@@ -1474,10 +1520,14 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         sampling: Sampling,
         generator: torch.Generator | None,
         compile: bool,
+        cache: KVCache | None,
+        rope_deltas: Tensor | None,
     ) -> Iterator[Tensor]:
         """What `stream` returns, from arguments that it has checked."""
         # The first token comes from one pass over the prompt, the others from one step each.
-        logits, step = self.prefill(input_ids, attention_mask, media, max_new_tokens, compile)
+        logits, step = self.prefill(
+            input_ids, attention_mask, media, max_new_tokens, compile, cache, rope_deltas
+        )
         refuse_equal_logits(logits, self.named_parameters())
         # On CUDA decode_ahead starts step i + 1 before the host reads token i, so that the
         # GPU never waits. It gets next_token as an argument, since compiled.py must not
@@ -1496,10 +1546,13 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         media: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         max_new_tokens: int,
         compile: bool,
+        cache: KVCache | None = None,
+        rope_deltas: Tensor | None = None,
     ) -> tuple[Tensor, PlainStep | compiled.CompiledStep]:
         """Read the prompt: logits (B, vocabulary) of the first new token, and the step for more.
 
         media: pixel values and grids of images, then of videos, as `forward` takes them.
+        cache: what it holds of the prompt is not read again.
         """
         # Without padding the mask goes once for all: each step would extend it and look at
         # it again.
@@ -1508,8 +1561,17 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
         # Room for the prompt and for all new tokens but the last, which no step reads.
         capacity = input_ids.shape[1] + max_new_tokens - 1
-        cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
-        out = self(input_ids, attention_mask, *media, past_key_values=cache, logits_to_keep=1)
+        if cache is None:
+            cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
+        cache.reserve(capacity)
+        out = self(
+            input_ids[:, cache.length :],
+            attention_mask,
+            *media,
+            past_key_values=cache,
+            rope_deltas=rope_deltas,
+            logits_to_keep=1,
+        )
 
         make_step = compiled.CompiledStep if compile and max_new_tokens > 1 else PlainStep
         return out.logits[:, -1], make_step(self, cache, attention_mask, out.rope_deltas)
@@ -1533,6 +1595,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         pad_token_id: int | None = None,
         seed: int | None = None,
         compile: bool = False,
+        past_key_values: KVCache | None = None,
+        rope_deltas: Tensor | None = None,
         streamer: Streamer | None = None,
         **unknown: object,
     ) -> Tensor:
@@ -1562,6 +1626,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             pad_token_id=pad_token_id,
             seed=seed,
             compile=compile,
+            past_key_values=past_key_values,
+            rope_deltas=rope_deltas,
             **unknown,
         )
         if streamer is not None:

@@ -93,8 +93,6 @@ GENERATE: dict[str, tuple] = {
     "inputs": (),
     "inputs_embeds": (),
     "position_ids": (),
-    "past_key_values": (),
-    "rope_deltas": (),
     "cache_position": (),
     "labels": (),
     "logits_to_keep": (1,),

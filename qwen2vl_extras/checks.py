@@ -133,6 +133,36 @@ def check_cache(
         check_dtype("past_key_values", keys, (dtype,))
 
 
+def check_kept_cache(
+    cache: "KVCache | None",
+    rope_deltas: Tensor | None,
+    config: "Qwen2VLConfig",
+    batch: int,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """ValueError unless the cache, or None, may hold the beginning of prompts of `length` tokens.
+
+    rope_deltas: (B, 1), needed as soon as the cache holds a token.
+    """
+    held = 0
+    if cache is not None:
+        check_cache(cache, config, batch, device, dtype)
+        held = cache.length
+    if held >= length:
+        raise ValueError(
+            f"past_key_values holds {held} tokens, input_ids has {length}: at least 1 more is "
+            "needed, see KVCache.crop"
+        )
+    if held and rope_deltas is None:
+        raise ValueError(f"past_key_values holds {held} tokens: rope_deltas are needed with it")
+    if rope_deltas is not None:
+        if not held:
+            raise ValueError("rope_deltas are for tokens after a prompt, the cache holds 0 tokens")
+        check_rope_deltas(rope_deltas, batch, device)
+
+
 def check_decoder(
     config: "Qwen2VLConfig",
     device: torch.device,
