@@ -343,7 +343,7 @@ class Conversation:
                 continue
             marker = new_marker()
             answers[marker] = token_ids
-            texts[marker] = one["content"]
+            texts[marker] = message["content"]
             marked.append({"role": one["role"], "content": marker})
 
         turns = [parse_conversation(plain), parse_conversation(marked)]
@@ -392,7 +392,7 @@ class Conversation:
         # Known by its pixels: the same image in another message is encoded once.
         grid = grid_thw[0].tolist()
         content = hashlib.blake2b(f"{placeholder} {grid}".encode(), digest_size=16)
-        content.update(pixels.cpu().numpy())
+        content.update(pixels.cpu().numpy().data)
         key = FIRST_MEDIA_KEY + int.from_bytes(content.digest(), "big")
         medium = Medium(placeholder, grid, self.processor.token_counts(grid_thw)[0], key, pixels)
         for earlier in self.opened:

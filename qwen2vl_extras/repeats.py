@@ -33,7 +33,7 @@ def first_of_same(media: Sequence[object]) -> list[int]:
 
     The same object, an equal path, URL or content of a file, or an item with the same entries.
     """
-    numbers = []
+    numbers: list[int] = []
     for i, one in enumerate(media):
         number = i
         for earlier in range(i):
