@@ -26,6 +26,11 @@ frames; an image stands for both. processor.py makes the inputs: pixel_values ar
 patches, and input_ids have a placeholder token for each 2 x 2 patches.
 """
 
+if __name__ == "__main__":  # Ctrl-C ends it quietly, also while the imports take their time
+    from qwen2vl_extras import interrupts
+
+    interrupts.exit_on_ctrl_c()
+
 import math
 import sys
 from collections import deque

@@ -5,9 +5,15 @@ go to stderr. `python qwen2vl.py`, `python -m qwen2vl_app.command_line` and, onc
 `qwen2vl` are the same.
 """
 
+if __name__ == "__main__":  # Ctrl-C ends it quietly, also while the imports take their time
+    from qwen2vl_extras import interrupts
+
+    interrupts.exit_on_ctrl_c()
+
 import argparse
 import importlib.metadata
 import math
+import os
 import re
 import signal
 import sys
@@ -22,10 +28,12 @@ from torch import Tensor
 from processor import BatchFeature, Item, Message, Qwen2VLProcessor, TextStream
 from qwen2vl import ATTENTION_IMPLEMENTATIONS, Qwen2VLForConditionalGeneration
 from qwen2vl_app.boxes import check_output, describe_boxes, draw_boxes, find_boxes
-from qwen2vl_app.chat import chat
+from qwen2vl_app.chat import OUT_OF_MEMORY, Chat
+from qwen2vl_app.conversation import Conversation
 from qwen2vl_app.trace import trace_stages
+from qwen2vl_extras import interrupts
 from qwen2vl_extras.media import load_image
-from qwen2vl_extras.sources import read_all
+from qwen2vl_extras.sources import check_place, read_all
 
 DISTRIBUTION = "qwen2vl-from-scratch"  # its name in pyproject.toml
 HIGH_TEMPERATURE = 1.5
@@ -41,7 +49,7 @@ EXAMPLES = """examples:
 Once installed, `qwen2vl` in place of `python qwen2vl.py` does the same in any folder."""  # noqa: E501
 TINY_NOTE = """model: tiny, embedded here; it knows drawn shapes and words, nothing else.
 For photos: --model Qwen/Qwen2-VL-2B-Instruct (downloads 4.4 GB), or a folder that holds it."""
-OUT_OF_MEMORY = "out of memory: lower --max-pixels or --fps"
+DEFAULT_PROMPT = "Describe this image."
 
 
 def version() -> str:
@@ -77,7 +85,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_model_options(parser)
     add_answer_options(parser)
     add_output_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    # In a chat the prompt is the first question, if there is one.
+    args.first_question = args.prompt
+    if args.prompt is None:
+        args.prompt = DEFAULT_PROMPT
+    return args
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -96,10 +109,12 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="path or URL; repeatable; videos come after the images",
     )
-    group.add_argument("--prompt", default="Describe this image.", help="default: %(default)s")
+    group.add_argument(
+        "--prompt", help=f"default: {DEFAULT_PROMPT}; with --chat the first question of the chat"
+    )
     group.add_argument("--system", help="replaces the default system prompt")
     group.add_argument(
-        "--chat", action="store_true", help="many turns; /image PATH, /video PATH, /reset, /quit"
+        "--chat", action="store_true", help="many turns; /help there lists its commands"
     )
     group.add_argument("--fps", type=float, help="frames a second taken from a video (default: 2)")
     group.add_argument(
@@ -217,6 +232,34 @@ def answer(
         return print_tokens(trace.steps(tokens), processor.text_stream())
 
 
+def answer_in_chat(
+    conversation: Conversation, question: list[Item], args: argparse.Namespace
+) -> None:
+    """Stream the answer to the next question of a conversation to stdout."""
+    if not args.trace:
+        tokens = ask(conversation, question, args)
+        print_tokens(tokens, conversation.processor.text_stream())
+        return
+    with trace_stages(conversation.model, compiled=args.compile) as trace:
+        tokens = ask(conversation, question, args)
+        print_tokens(trace.steps(tokens), conversation.processor.text_stream())
+
+
+def ask(
+    conversation: Conversation, question: list[Item], args: argparse.Namespace
+) -> Iterator[Tensor]:
+    """The tokens of an answer; what is new in the question is read at once."""
+    return conversation.tokens(
+        question,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        compile=args.compile,
+    )
+
+
 def print_tokens(tokens: Iterator[Tensor], text_stream: TextStream) -> str:
     """Print one row's tokens (1,) as text, each as soon as it is there; returns the whole text."""
     text = ""
@@ -240,16 +283,27 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None and hasattr(signal, "SIGPIPE"):  # Windows has no such signal
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `| head` has read enough
+    if sys.stderr is None:  # it is closed, and `print` would write to stdout in its place
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for good
+    if sys.stdout is None:
+        print("error: stdout, where the answer goes, is closed", file=sys.stderr)
+        return 2
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="replace")  # print ? where the terminal has no such character
     args = parse_arguments(argv)
+    was_ending = False
     try:
+        was_ending = interrupts.raise_on_ctrl_c()
         run(args)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {str(error) or OUT_OF_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        print(file=sys.stderr)
+        return interrupts.EXIT_CODE
+    finally:
+        if was_ending:  # while Python ends, nothing catches it
+            interrupts.exit_on_ctrl_c()
     return 0
 
 
@@ -262,6 +316,8 @@ def run(args: argparse.Namespace) -> None:
         check_boxes_options(args)
         image = load_image(media[0]["image"])
         media = [{"type": "image", "image": image}]  # so that it is opened only once
+    if args.chat:
+        check_places(media)
     print_notes(args)
 
     # The processor first: it reads small files only, and fails early if they are wrong.
@@ -286,12 +342,41 @@ def run(args: argparse.Namespace) -> None:
     if args.system is not None:
         messages.append({"role": "system", "content": args.system})
     if args.chat:
-        chat(lambda conversation: answer(model, processor, conversation, args), messages, media)
+        run_chat(Conversation(model, processor, messages), media, args)
         return
     messages.append({"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]})
     text = answer(model, processor, messages, args)
     if image is not None:
         save_boxes(text, image, args.boxes)
+
+
+def run_chat(conversation: Conversation, media: list[Item], args: argparse.Namespace) -> None:
+    """Take questions from stdin until it ends. What is wrong with an option is said before."""
+    if conversation.messages:
+        conversation.write_prompt(conversation.messages)
+    # `stream` looks at its settings at once, and computes nothing before its first token is taken.
+    conversation.model.stream(
+        torch.tensor([[0]], device=conversation.model.device),
+        max_new_tokens=conversation.answer_length(1, args.max_new_tokens),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    chat = Chat(
+        conversation,
+        lambda question: answer_in_chat(conversation, question, args),
+        media,
+        fps=args.fps,
+    )
+    chat.run(args.first_question)
+
+
+def check_places(media: list[Item]) -> None:
+    """OSError for an image or video of the command line that can't be opened."""
+    for item in media:
+        kind = item["type"]
+        check_place(item[kind], kind)
 
 
 def media_items(args: argparse.Namespace) -> list[Item]:
@@ -306,6 +391,8 @@ def media_items(args: argparse.Namespace) -> list[Item]:
 
 def read_stdin(args: argparse.Namespace, kind: str) -> bytes:
     """The image or video that is sent to stdin, which gives it once."""
+    if sys.stdin is None:
+        raise ValueError(f"--{kind} - reads from stdin, which is closed")
     if args.chat:
         raise ValueError(f"--{kind} - reads from stdin, where --chat reads the questions")
     if [*args.image, *args.video].count("-") > 1:

@@ -295,18 +295,13 @@ class Conversation:
         """A conversation as tokens, up to the beginning of an answer."""
         pieces, answers = self.render(messages)
         # Images and videos in the order of their placeholders.
-        opened = []
         waiting: dict[int, deque[Medium]] = {
             self.processor.image_token_id: deque(),
             self.processor.video_token_id: deque(),
         }
-        for turn in parse_conversation(messages):
-            for kind, item in turn.items:
-                if kind != "text":
-                    found = self.open(item, kind)
-                    opened.append(found)
-                    waiting[found.medium.placeholder].append(found.medium)
-        self.opened = opened  # what is not in the conversation any more is not kept
+        self.opened = self.open_all(messages)  # what is no part of it any more is not kept
+        for found in self.opened:
+            waiting[found.medium.placeholder].append(found.medium)
 
         # Answers as they were generated, everything between them by the tokenizer.
         prompt = Prompt()
@@ -371,6 +366,15 @@ class Conversation:
         return list(token_ids) if is_own else None
 
     # ------------------------------------------------------------------------ images and videos
+
+    def open_all(self, messages: list[Message]) -> list[OpenedItem]:
+        """Open all images and videos of a conversation, in their order."""
+        found = []
+        for turn in parse_conversation(messages) if messages else []:
+            for kind, item in turn.items:
+                if kind != "text":
+                    found.append(self.open(item, kind))
+        return found
 
     def open(self, item: Item, kind: str) -> OpenedItem:
         """Open an image or video, unless this same item was opened before.

@@ -150,6 +150,12 @@ def open_location(source: Location, kind: str) -> BinaryIO:
         raise OSError(f"cannot get the {kind} {describe(source)}: {reason_of(error)}") from error
 
 
+def check_place(source: object, kind: str) -> None:
+    """OSError for a path or data: URI that can't be opened; a URL is not looked at."""
+    if isinstance(source, str) and not source.lower().startswith(URL_SCHEMES):
+        open_location(source, kind).close()
+
+
 def reason_of(error: Exception) -> str:
     """The part of an error that says what went wrong, in one line."""
     reason: object = error

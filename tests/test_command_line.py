@@ -191,7 +191,6 @@ def test_a_chat_remembers_resets_and_survives_what_is_wrong(capsys, monkeypatch)
     turns = [
         "Describe this image.",
         "/image nowhere.png",
-        "And this?",
         "How many objects do you see?",
         "/reset",
     ]
