@@ -46,7 +46,7 @@ EXAMPLES = """examples:
   python qwen2vl.py --chat
   python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." --json
   python qwen2vl.py --batch examples --prompt "How many objects do you see?" --out answers.jsonl
-  python qwen2vl.py --batch questions.jsonl --out answers.jsonl    # once more: goes on
+  python qwen2vl.py --batch questions.jsonl --out answers.jsonl
 a line of questions.jsonl: {"id": 7, "image": "a.jpg", "prompt": "What is it?", "max_new_tokens": 20}
   python qwen2vl.py --model Qwen/Qwen2-VL-2B-Instruct --image a.jpg --image b.jpg --prompt "What differs?"
   python qwen2vl.py --model /models/Qwen2-VL-7B-Instruct --video clip.mp4 --fps 1 --prompt "What happens?"
