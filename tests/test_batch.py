@@ -742,7 +742,10 @@ def test_long_reading_is_announced_with_a_limit_that_makes_it_short(
         announced += 1
         (line,) = caplog.messages
         named = re.search(r"to read here; with --max-pixels (\d+) about (.+)$", line)
-        assert named is not None, line
+        if named is None:  # nothing makes it less: each image has the smallest limit already
+            tokens = [h * w // 4 for _, h, w in progress.grids_of(inputs)]
+            assert max(tokens) <= 160 and line.endswith("to read here"), (case, line)
+            continue
         limit = int(named[1])
         # An image is never larger than its limit: it takes that long at most.
         shrunk = inputs_of(limit)
