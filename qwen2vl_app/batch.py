@@ -29,6 +29,9 @@ from qwen2vl_extras.options import merged
 
 WINDOW_LINES = 64  # that are prepared before the first of them is answered
 PIXELS_SHARE = 0.25  # of the memory, for the patches of lines that wait; the rest is a batch's
+# The longest row of a batch may have this share more tokens than the shortest, and so many besides:
+# padding is computed in vain.
+LONGER_SHARE, LONGER_TOKENS = 0.25, 32
 LARGEST_SEED = 2**31  # of those that are drawn for lines without one
 
 # Whatever one line may cause; all else is a mistake of this program. PyTorch has a RuntimeError
@@ -196,15 +199,17 @@ class BatchRunner:
         return batches
 
     def cut(self, group: list[Row]) -> list[list[Row]]:
-        """Sorted rows as batches, each as large as memory allows, but of one row at least."""
+        """Sorted rows as batches: as large as memory allows, with little padding, never empty."""
         limit = (1 - PIXELS_SHARE) * self.memory
         batches: list[list[Row]] = []
         batch: list[Row] = []
         for row in group:
-            sizes = [one.size for one in (*batch, row)]
-            if batch and self.estimate.batch(sizes) > limit:
-                batches.append(batch)
-                batch = []
+            if batch:
+                longest = (1 + LONGER_SHARE) * row_length(batch[0]) + LONGER_TOKENS
+                sizes = [one.size for one in (*batch, row)]
+                if row_length(row) > longest or self.estimate.batch(sizes) > limit:
+                    batches.append(batch)
+                    batch = []
             batch.append(row)
         batches.append(batch)
         return batches

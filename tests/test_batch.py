@@ -223,6 +223,8 @@ def test_batches_stay_within_the_memory_and_lose_no_row(tiny, amount):
             assert len({row.settings for row in rows_of_one}) == 1, case
             estimate = MemoryEstimate(model).batch([row.size for row in rows_of_one])
             assert len(rows_of_one) == 1 or estimate <= memory, case
+            lengths = [row.size.tokens for row in rows_of_one]
+            assert max(lengths) <= 1.25 * min(lengths) + 32, case
 
 
 MEMORY_PROGRAM = """
