@@ -562,6 +562,11 @@ def test_a_killed_run_goes_on_where_it_stopped(capsys, tmp_path, amount):
         assert record["answer"] == records[i % 6]["answer"], i
 
 
+def take_interrupts() -> None:
+    """In the new process: tests that run in the background of a shell would hand on SIG_IGN."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT")
 def test_ctrl_c_ends_a_batch_with_130_and_whole_records(tmp_path):
     lines = [{"image": str(EXAMPLES / "many.png"), "max_new_tokens": 30} for _ in range(400)]
@@ -569,7 +574,11 @@ def test_ctrl_c_ends_a_batch_with_130_and_whole_records(tmp_path):
     out = tmp_path / "out.jsonl"
     command = [sys.executable, "qwen2vl.py", "--batch", str(file), "--out", str(out)]
     process = subprocess.Popen(
-        [*command, "--batch-memory", "0.02"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "--batch-memory", "0.02"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=take_interrupts,
     )
     while not out.exists() or out.stat().st_size == 0:
         assert process.poll() is None
