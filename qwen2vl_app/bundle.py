@@ -35,7 +35,6 @@ TARGETS = {
     "macos-intel": "x86_64-apple-darwin",
     "windows": "x86_64-pc-windows-msvc",
 }
-PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 START = """# Qwen2-VL without a network
 
@@ -64,8 +63,8 @@ The wheels are for {targets}.
 class Wheel(NamedTuple):
     """One file that a target needs."""
 
-    name: str
-    version: str
+    package: str
+    url: str
     filename: str
     size: int  # in bytes; 0 if the index does not say
     sha256: str
@@ -102,19 +101,17 @@ def resolve(
         command += ["--only-binary", ":all:"]
         for extra in extras:
             command += ["--extra", extra]
-        command += source_options(target, find_links, "--torch-backend", "cpu")
+        command += source_options(target, find_links)
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         if found.returncode != 0:
             reason = " ".join(found.stderr.split())
             raise ValueError(f"no packages for {target} and Python {python}: {reason[:600]}")
-        return wheels_of(read_toml(lock))
+        return wheels_of(read_toml(lock), python)
 
 
-def source_options(
-    target: str, find_links: Sequence[str], torch_option: str, torch_value: str
-) -> list[str]:
-    """Where wheels come from, for uv and for pip: folders at hand; for Linux without such a
-    PyTorch the option that names PyTorch's index of wheels for the CPU.
+def source_options(target: str, find_links: Sequence[str]) -> list[str]:
+    """Where wheels come from besides the index: folders at hand; for Linux without a PyTorch in
+    these, PyTorch's own index of wheels for the CPU.
     """
     options = []
     has_torch = False
@@ -122,7 +119,7 @@ def source_options(
         options += ["--find-links", folder]
         has_torch = has_torch or any(Path(folder).glob("torch-*"))
     if target.startswith("linux") and not has_torch:
-        options += [torch_option, torch_value]
+        options += ["--torch-backend", "cpu"]
     return options
 
 
@@ -135,32 +132,51 @@ def read_toml(file: Path) -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-def wheels_of(lock: dict[str, Any]) -> list[Wheel]:
-    """The wheels that a pylock.toml lists: one a package, where it was made for one platform."""
+def wheels_of(lock: dict[str, Any], python: str) -> list[Wheel]:
+    """The wheels that a pylock.toml lists for one target, one for each package."""
     wheels = []
     for package in lock["packages"]:
-        for wheel in package["wheels"]:
-            path = urlsplit(wheel["url"]).path
-            size = wheel.get("size", 0)
-            if wheel["url"].startswith("file:"):
-                size = Path(url2pathname(path)).stat().st_size
-            filename = unquote(path).rpartition("/")[2]
-            sha256 = wheel["hashes"]["sha256"]
-            wheels.append(Wheel(package["name"], package["version"], filename, size, sha256))
+        choices = [read_wheel(package["name"], entry) for entry in package["wheels"]]
+        wheels.append(min(choices, key=lambda wheel: preference(wheel.filename, python)))
     return wheels
+
+
+def read_wheel(package: str, entry: dict[str, Any]) -> Wheel:
+    """One entry of the list of wheels of a package."""
+    url = entry["url"]
+    path = urlsplit(url).path
+    size = entry.get("size", 0)
+    if url.startswith("file:"):
+        size = Path(url2pathname(path)).stat().st_size
+    filename = unquote(path).rpartition("/")[2]
+    return Wheel(package, url, filename, size, entry["hashes"]["sha256"])
+
+
+def preference(filename: str, python: str) -> tuple[int, bool, str]:
+    """What sorts the wheels of a package, all of which fit: made for this Python alone, for it
+    and later ones, for any; then those with compiled code before those without.
+    """
+    # name-version[-build]-python-abi-platform.whl
+    abi, platforms = filename.removesuffix(".whl").rsplit("-", 2)[1:]
+    if f"cp{python.replace('.', '')}" in abi:
+        rank = 0
+    elif abi == "abi3":
+        rank = 1
+    else:
+        rank = 2
+    return rank, platforms == "any", filename
 
 
 # --------------------------------------------------------------------------------- fetching
 
 
-def fetch(
-    wheels: list[Wheel], target: str, python: str, find_links: Sequence[str], folder: Path
-) -> None:
-    """Download those wheels that the folder lacks. ValueError with pip's reason if that fails."""
+def fetch(wheels: list[Wheel], target: str, python: str, folder: Path) -> None:
+    """Download those wheels that the folder lacks. ValueError if that fails; pip says why."""
     missing = [wheel for wheel in wheels if not (folder / wheel.filename).exists()]
     if not missing:
         return
-    lines = [f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}" for wheel in missing]
+    # By their addresses: of a name and a version pip would choose a wheel anew.
+    lines = [f"{wheel.package} @ {wheel.url} --hash=sha256:{wheel.sha256}" for wheel in missing]
     with tempfile.TemporaryDirectory() as scratch:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -168,7 +184,6 @@ def fetch(
         command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "--dest", str(folder)]
         command += ["--python-version", python, "--implementation", "cp"]
         command += tag_options(missing)
-        command += source_options(target, find_links, "--extra-index-url", PYTORCH_CPU_INDEX)
         command += ["-r", str(requirements)]
         # pip's own progress, on stderr as all that is no result.
         done = subprocess.run(command, stdout=sys.stderr, check=False)
@@ -181,7 +196,6 @@ def tag_options(wheels: list[Wheel]) -> list[str]:
     platforms: set[str] = set()
     abis: set[str] = set()
     for wheel in wheels:
-        # name-version[-build]-python-abi-platform.whl
         _, abi, tags = wheel.filename.removesuffix(".whl").rsplit("-", 2)
         abis.update(abi.split("."))
         platforms.update(tags.split("."))
@@ -285,7 +299,7 @@ def make_bundle(args: argparse.Namespace) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for (target, python), wheels in needed.items():
-        fetch(wheels, target, python, args.find_links, folder)
+        fetch(wheels, target, python, folder)
     copy_repository(args.out)
     write_start(args)
     print(f"{args.out / 'START.md'} says how to begin")
