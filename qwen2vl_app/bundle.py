@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -58,6 +58,27 @@ The last command says whether all is ready. Then `jupyter lab notebooks` opens t
 
 The wheels are for {targets}.
 """
+
+
+class WheelEntry(TypedDict, total=False):
+    """A wheel in a pylock.toml; an index need not tell the size."""
+
+    url: str
+    size: int
+    hashes: dict[str, str]
+
+
+class PackageEntry(TypedDict):
+    """A package in a pylock.toml, with its wheels for one target."""
+
+    name: str
+    wheels: list[WheelEntry]
+
+
+class Lock(TypedDict):
+    """What this file reads of a pylock.toml (packaging.python.org/specifications/pylock-toml)."""
+
+    packages: list[PackageEntry]
 
 
 class Wheel(NamedTuple):
@@ -106,7 +127,7 @@ def resolve(
         if found.returncode != 0:
             reason = " ".join(found.stderr.split())
             raise ValueError(f"no packages for {target} and Python {python}: {reason[:600]}")
-        return wheels_of(read_toml(lock), python)
+        return wheels_of(read_lock(lock), python)
 
 
 def source_options(target: str, find_links: Sequence[str]) -> list[str]:
@@ -123,16 +144,17 @@ def source_options(target: str, find_links: Sequence[str]) -> list[str]:
     return options
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The content of a TOML file."""
+def read_lock(file: Path) -> Lock:
+    """The content of a pylock.toml, as uv has written it."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib  # of the extra kit
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    lock: Lock = tomllib.loads(file.read_text(encoding="utf-8"))
+    return lock
 
 
-def wheels_of(lock: dict[str, Any], python: str) -> list[Wheel]:
+def wheels_of(lock: Lock, python: str) -> list[Wheel]:
     """The wheels that a pylock.toml lists for one target, one for each package."""
     wheels = []
     for package in lock["packages"]:
@@ -141,7 +163,7 @@ def wheels_of(lock: dict[str, Any], python: str) -> list[Wheel]:
     return wheels
 
 
-def read_wheel(package: str, entry: dict[str, Any]) -> Wheel:
+def read_wheel(package: str, entry: WheelEntry) -> Wheel:
     """One entry of the list of wheels of a package."""
     url = entry["url"]
     path = urlsplit(url).path
