@@ -117,7 +117,7 @@ class Chat:
         kind = item["type"]
         if kind == "video" and self.fps is not None:
             item["fps"] = self.fps
-        opened = self.conversation.open(item, kind)
+        opened = self.conversation.open(item)
         self.attached.append(item)
         size = f"{opened.medium.num_tokens} tokens"
         print(f"{kind} of {size}: goes with the next question", file=sys.stderr)
@@ -181,7 +181,7 @@ class Chat:
     def load(self, path: Path) -> None:
         messages = read_messages(path)
         # What can't be opened is said now, and then the chat goes on as it was.
-        self.conversation.open_all(messages)
+        self.conversation.writer.open_all(messages)
         self.conversation.messages = messages
         self.attached = []
         questions = [text_of(one) for one in messages if one["role"] == "user"]

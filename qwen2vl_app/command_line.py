@@ -18,7 +18,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,50 +261,41 @@ def answer(
     note_long_reading(model, inputs)
 
     # Nothing is computed yet: each token is, when it is asked for.
-    tokens = model.stream(
-        **tensors,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        compile=args.compile,
-    )
+    tokens = model.stream(**tensors, **answer_settings(args))
 
-    with reading_bars(model, inputs):
-        if not args.trace:
-            return print_tokens(tokens, processor.text_stream())
-        # Tracing times the tokens on their way to the printer.
-        with trace_stages(model, compiled=args.compile) as trace:
-            return print_tokens(trace.steps(tokens), processor.text_stream())
+    return show_answer(model, tokens, inputs, processor.text_stream(), args)
 
 
 def answer_in_chat(
     conversation: Conversation, question: list[Item], args: argparse.Namespace
 ) -> None:
     """Stream the answer to the next question of a conversation to stdout."""
-    if not args.trace:
-        tokens = ask(conversation, question, args)
-        print_tokens(tokens, conversation.processor.text_stream())
-        return
-    with trace_stages(conversation.model, compiled=args.compile) as trace:
-        tokens = ask(conversation, question, args)
-        print_tokens(trace.steps(tokens), conversation.processor.text_stream())
+    model = conversation.model
+    tokens = conversation.tokens(question, **answer_settings(args))
+    note_long_reading(model, conversation.unread)
+    show_answer(model, tokens, conversation.unread, conversation.processor.text_stream(), args)
 
 
-def ask(
-    conversation: Conversation, question: list[Item], args: argparse.Namespace
-) -> Iterator[Tensor]:
-    """The tokens of an answer; what is new in the question is read at once."""
-    return conversation.tokens(
-        question,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        compile=args.compile,
-    )
+def answer_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the command line that `model.stream` takes."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "compile")
+    return {name: getattr(args, name) for name in names}
+
+
+def show_answer(
+    model: Qwen2VLForConditionalGeneration,
+    tokens: Iterator[Tensor],
+    inputs: Mapping[str, Tensor],
+    text_stream: TextStream,
+    args: argparse.Namespace,
+) -> str:
+    """Print the tokens of an answer to these inputs, with bars and the table of --trace."""
+    with reading_bars(model, inputs):
+        if not args.trace:
+            return print_tokens(tokens, text_stream)
+        # Tracing times the tokens on their way to the printer.
+        with trace_stages(model, compiled=args.compile) as trace:
+            return print_tokens(trace.steps(tokens), text_stream)
 
 
 def print_tokens(tokens: Iterator[Tensor], text_stream: TextStream) -> str:
@@ -464,16 +455,8 @@ def check_output_options(args: argparse.Namespace) -> None:
 def run_chat(conversation: Conversation, media: list[Item], args: argparse.Namespace) -> None:
     """Take questions from stdin until it ends. What is wrong with an option is said before."""
     if conversation.messages:
-        conversation.write_prompt(conversation.messages)
-    # `stream` looks at its settings at once, and computes nothing before its first token is taken.
-    conversation.model.stream(
-        torch.tensor([[0]], device=conversation.model.device),
-        max_new_tokens=conversation.answer_length(1, args.max_new_tokens),
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
+        conversation.writer.write(conversation.messages)
+    conversation.settings_after([0], answer_settings(args))
     chat = Chat(
         conversation,
         lambda question: answer_in_chat(conversation, question, args),
