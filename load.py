@@ -20,9 +20,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
+from qwen2vl_extras import (
+    end_tokens,
+    json_files,
+    lora,
+    media_settings,
+    packed_config,
+    packed_layers,
+    tensor_names,
+)
 from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
+from qwen2vl_extras.packed_layers import PackedLayers
 
 # Weights are in one file, or in shards that an index lists.
 SINGLE = "model.safetensors"
@@ -40,6 +49,7 @@ TEXT_PATTERNS = [
     "chat_template.json",
     "*.jinja",
     lora.CONFIG,
+    *packed_config.OLDER_FILES,
 ]
 
 # The dtypes that a model can be loaded in, by their names in a safetensors header.
@@ -168,10 +178,7 @@ def read_config(folder: Path) -> dict:
 
     # What the official checkpoints state, or leave out because it is the default.
     check_field(folder, "model_type", config.get("model_type"), "qwen2_vl")
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") or "of an unknown method"
-        check_field(folder, "quantization", method, None)
+    packed_config.read_format(folder, config)  # refuses what is neither AWQ nor GPTQ
     check_field(folder, "use_sliding_window", config.get("use_sliding_window") or False, False)
     for layer_type in config.get("layer_types") or []:
         check_field(folder, "layer_types", layer_type, "full_attention")
@@ -442,21 +449,39 @@ def read_header(file: Path) -> list[TensorHeader]:
         ) from error
 
 
+def find_packed_layers(folder: Path, config: dict) -> PackedLayers | None:
+    """The layers that AWQ or GPTQ packed into 4 or 8 bits, if the folder's files speak of any."""
+    form = packed_config.read_format(folder, config)
+    return None if form is None else PackedLayers(folder, form)
+
+
 def match_tensors(
-    folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()
+    folder: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    ignored: Collection[str] = (),
+    packed: PackedLayers | None = None,
 ) -> dict[str, TensorHeader]:
     """The header of each expected tensor (name to shape), by its expected name.
 
     Names of other tools are understood (qwen2vl_extras/tensor_names.py). ignored: names to be
-    skipped, say that of a tied head. ValueError lists the tensors that do not match.
+    skipped, say that of a tied head. packed: keeps the headers of packed layers, which are left
+    out here. ValueError lists the tensors that do not match.
     """
     found = tensor_headers(folder)
+    parameters = expected
+    if packed is None:
+        packed_layers.refuse_packed(folder, found)
+    else:
+        expected = packed.stored_shapes(found, parameters)
     stored_names = tensor_names.map_names(folder, found, expected)
     for name in ignored:
         stored_names.pop(name, None)
     headers = {name: found[stored_name] for name, stored_name in stored_names.items()}
-    check_dtypes(headers, expected)
+    check_dtypes(headers, parameters)
     check_tensors(folder, headers, expected)
+    if packed is not None:
+        taken = packed.take(headers, parameters)
+        headers = {name: header for name, header in headers.items() if name not in taken}
     return headers
 
 

@@ -145,6 +145,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="weights in int8: half the memory of bfloat16, faster, less exact",
     )
     group.add_argument(
+        "--int4",
+        action="store_true",
+        help="the decoder's weights in four bits, those of tokens in int8: less memory still",
+    )
+    group.add_argument(
         "--official-template",
         action="store_true",
         help="leave aside a chat template that the checkpoint brings",
@@ -279,6 +284,7 @@ def run(args: argparse.Namespace) -> None:
         attn_implementation=args.attn,
         int8=args.int8,
         base=args.base,
+        int4=args.int4,
     )
 
     # The conversation: a system prompt, then many turns or one question.
