@@ -450,9 +450,15 @@ def read_header(file: Path) -> list[TensorHeader]:
 
 
 def find_packed_layers(folder: Path, config: dict) -> PackedLayers | None:
-    """The layers that AWQ or GPTQ packed into 4 or 8 bits, if the folder's files speak of any."""
+    """The layers that AWQ or GPTQ packed into 4 or 8 bits; None in other checkpoints."""
     form = packed_config.read_format(folder, config)
-    return None if form is None else PackedLayers(folder, form)
+    if form is None:
+        return None
+    is_packed = packed_layers.holds_packed(tensor_headers(folder))
+    # A file that an older tool wrote may be left over from before the weights were unpacked.
+    if not is_packed and not config.get("quantization_config"):
+        return None
+    return PackedLayers(folder, form)
 
 
 def match_tensors(
@@ -486,18 +492,20 @@ def match_tensors(
 
 
 def read_weights(
-    headers: Mapping[str, TensorHeader], device: torch.device, dtype: torch.dtype
+    headers: Mapping[str, TensorHeader],
+    device: torch.device,
+    dtype: torch.dtype,
+    one_by_one: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
 
     On the CPU, a tensor in its stored dtype is memory-mapped: its bytes are read from the file when
-    they are first used.
+    they are first used. one_by_one: those of a tensor that is dropped are given back at once, and
+    not with the last of its file.
     """
     progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
-    files = sorted({header.file for header in headers.values()})
     with progress:
-        for file in files:
-            names = [name for name, header in headers.items() if header.file == file]
+        for file, names in names_to_read(headers, one_by_one):
             # The file stays mapped as long as one of its tensors is in use.
             with safe_open(file, framework="pt") as weights:
                 for name in names:
@@ -505,6 +513,19 @@ def read_weights(
                     check_values(file, name, tensor)
                     yield name, tensor.to(device, dtype)
                     progress.update()
+
+
+def names_to_read(
+    headers: Mapping[str, TensorHeader], one_by_one: bool
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each file with the tensors that are read while it is open: all of it, or one at a time."""
+    for file in sorted({header.file for header in headers.values()}):
+        names = [name for name, header in headers.items() if header.file == file]
+        if not one_by_one:
+            yield file, names
+            continue
+        for name in names:
+            yield file, [name]
 
 
 def check_dtypes(headers: Mapping[str, TensorHeader], expected: Collection[str]) -> None:

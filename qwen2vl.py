@@ -1195,14 +1195,15 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
         is_tied = model.config.tie_word_embeddings
         adapter: lora.Adapter | None = None
+        packed = load.find_packed_layers(folder, config)
         if adapter_folder is not None:
+            lora.refuse_packed_base(adapter_folder, folder, packed is not None)
             adapter = lora.Adapter(adapter_folder, shapes, is_tied)
 
         # What can't work fails here, before the weights are read: tensors that don't fit, too
         # little memory, or an implementation of attention that can't run on the device. Some
         # files hold the tied head as well; it is the embedding table once more.
         ignored = ["lm_head.weight"] if is_tied else []
-        packed = load.find_packed_layers(folder, config)
         headers = load.match_tensors(folder, shapes, ignored, packed)
         rounded = rounding.Rounding(int8, int4, shapes, packed)
         if dtype_wanted == "auto":
@@ -1212,7 +1213,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        weights = load.read_weights(headers, device, dtype)
+        weights = load.read_weights(headers, device, dtype, one_by_one=int8 or int4)
         if adapter is not None:
             weights = adapter.merge(weights)
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)

@@ -49,6 +49,11 @@ def packed_part(name: str) -> tuple[str, str] | None:
     return (layer, part) if part in PARTS else None
 
 
+def holds_packed(found: Iterable[str]) -> bool:
+    """Whether any of these names is of a packed layer."""
+    return any(packed_part(name) is not None for name in found)
+
+
 def refuse_packed(folder: Path, found: Iterable[str]) -> None:
     """ValueError if a folder whose files speak of no quantization holds packed weights."""
     for name in found:
