@@ -17,12 +17,7 @@ from qwen2vl_extras import int4, packed_layout
 from qwen2vl_extras.int4 import Int4Linear
 from qwen2vl_extras.packed_config import PackedFormat
 from qwen2vl_extras.packed_layout import GroupedWeight
-from tests.helpers.packed_folders import (
-    Variant,
-    random_variant,
-    section_of,
-    write_packed,
-)
+from tests.helpers.packed_folders import Variant, random_variant, section_of, write_packed
 from tests.helpers.reference import error, random_config, random_inputs
 
 STORED = Path(__file__).parent / "stored" / "packed_layers.npz"
@@ -67,10 +62,9 @@ def weight_of(layer: torch.nn.Module) -> Tensor:
     bias = layer.bias
     layer.bias = None
     dtype = layer.scales_and_zeros.dtype if isinstance(layer, Int4Linear) else layer.weight.dtype
-    units = torch.eye(layer.in_features, dtype=dtype)
-    columns = [layer(unit[None])[0] for unit in units]
+    columns = layer(torch.eye(layer.in_features, dtype=dtype))  # (in, out)
     layer.bias = bias
-    return torch.stack(columns, dim=1).double()
+    return columns.T.double()
 
 
 # ------------------------------------------------------------------------------- reading, exactly
@@ -80,7 +74,7 @@ def weight_of(layer: torch.nn.Module) -> Tensor:
 def test_packed_checkpoints_are_the_same_model_as_unpacked_ones(tmp_path, amount, figure, caplog):
     rng = random.Random(21)
     kinds = set()
-    for i in range(amount(10, 120)):
+    for i in range(amount(8, 120)):
         variant = random_variant(rng)
         folder = tmp_path / str(i)
         expected, unpacked = packed_folder(folder, i, variant)

@@ -1,7 +1,7 @@
 """Write tests/stored/packed_layers.npz: layers that AutoGPTQ, GPTQModel and AutoAWQ packed.
 
 Run in an environment of its own, with what is there of auto-gptq 0.7.1, autoawq 0.2.9 and
-gptqmodel; a library that can't be imported is left out, and a line says so:
+gptqmodel 4.2.5; a library that can't be imported is left out, and a line says so:
 
   python tests/helpers/make_packed_layers.py tests/stored/packed_layers.npz
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 import transformers.activations
 
-OUT, IN = 64, 128
+OUT, IN = 32, 128
 # (name, method, bits, group size, symmetric, shuffled groups)
 CASES = [
     ("4 bits", "gptq", 4, 32, True, False),
@@ -80,7 +80,7 @@ def pack_gptqmodel(drawn: dict, bits: int, size: int, version: int) -> dict:
     )
     scales = torch.tensor(drawn["scales"]).float().T.contiguous()
     zeros = torch.tensor(drawn["zeros"]).float().T.contiguous()
-    packed.pack_original(linear_of(drawn), scales, zeros, torch.tensor(drawn["groups"]).int())
+    packed.pack(linear_of(drawn), scales, zeros, torch.tensor(drawn["groups"]).int())
     if version == 1:
         convert_gptq_v2_to_v1_format_module(packed, QuantizeConfig(bits=bits, group_size=size))
     return {"qweight": packed.qweight, "qzeros": packed.qzeros}

@@ -108,9 +108,7 @@ def pack_awq(layer: Layer) -> dict[str, Tensor]:
     """The tensors of a layer in the layout of AWQ's version gemm."""
 
     def mixed(row: list[int]) -> list[int]:
-        return [
-            row[start + place] for start in range(0, len(row), 8) for place in AWQ_PLACES
-        ]
+        return [row[start + place] for start in range(0, len(row), 8) for place in AWQ_PLACES]
 
     return {
         "qweight": words([mixed(row) for row in layer.codes.T.tolist()], 4),
