@@ -77,6 +77,8 @@ def quantization_config(
 ) -> dict:
     """The section of config.json that says how the weights are packed."""
     sizes = sorted({layer.checkpoint_group for layer in layers.values()})
+    if all(layer.checkpoint_group == layer.in_features for layer in layers.values()):
+        sizes = [-1]  # one group a row, whatever its length
     if len(sizes) > 1:
         raise ValueError(f"layers have groups of {sizes}; GPTQ's layout takes one size for all")
     section = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import load
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -291,19 +292,24 @@ def test_both_products_multiply_by_the_weight_of_the_definition(amount):
 
 def test_cuda_takes_the_shapes_that_are_made_for_it():
     """Shapes only: there is no GPU here, and the product has never run on one."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    mode = FakeTensorMode()
+
+    def on_cuda(shape: tuple[int, ...], dtype: torch.dtype) -> FakeTensor:
+        return FakeTensor(mode, torch.empty(shape, dtype=dtype, device="meta"), "cuda")
 
     for out_features, in_features, size in ((1536, 8960, 128), (256, 1536, 64), (16, 32, 32)):
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            codes = torch.empty(out_features, in_features, dtype=torch.uint8, device="cuda")
-            packed = int4.pack_for_cuda(codes)
-            scales = torch.empty(
-                in_features // size, out_features, 2, dtype=torch.bfloat16, device="cuda"
-            )
-            rows = torch.empty(3, in_features, dtype=torch.bfloat16, device="cuda")
-            y = int4.packed_product(rows, packed, size, scales)
-        assert y.shape == (3, out_features)
+        codes = torch.empty(out_features, in_features, dtype=torch.uint8, device="meta")
+        packed = int4.pack_for_cuda(codes)
         assert packed.numel() * 8 == out_features * in_features
+        with mode:
+            y = int4.packed_product(
+                on_cuda((3, in_features), torch.bfloat16),
+                on_cuda(tuple(packed.shape), packed.dtype),
+                size,
+                on_cuda((in_features // size, out_features, 2), torch.bfloat16),
+            )
+        assert y.is_cuda
+        assert y.shape == (3, out_features)
 
 
 def test_float16_checkpoints_run_in_bfloat16_unless_told_otherwise(tmp_path, caplog):
