@@ -1,6 +1,6 @@
 """What rounding costs in quality: `tiny` in int8 and int4 beside the same model without rounding.
 
-  python -m benchmarks.quality --questions 10
+  python -m tiny.quality --questions 10
 
 For each kind: the root mean square of the change of the logits, relative to that of the logits; at
 which share of the answers' positions the most probable token is the same; how many answers are the
