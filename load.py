@@ -20,18 +20,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import (
-    end_tokens,
-    json_files,
-    lora,
-    media_settings,
-    packed_config,
-    packed_layers,
-    tensor_names,
-)
+from qwen2vl_extras import end_tokens, json_files, lora, media_settings, packed_config, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
-from qwen2vl_extras.packed_layers import PackedLayers
 
 # Weights are in one file, or in shards that an index lists.
 SINGLE = "model.safetensors"
@@ -449,45 +440,21 @@ def read_header(file: Path) -> list[TensorHeader]:
         ) from error
 
 
-def find_packed_layers(folder: Path, config: dict) -> PackedLayers | None:
-    """The layers that AWQ or GPTQ packed into 4 or 8 bits; None in other checkpoints."""
-    form = packed_config.read_format(folder, config)
-    if form is None:
-        return None
-    is_packed = packed_layers.holds_packed(tensor_headers(folder))
-    # A file that an older tool wrote may be left over from before the weights were unpacked.
-    if not is_packed and not config.get("quantization_config"):
-        return None
-    return PackedLayers(folder, form)
-
-
 def match_tensors(
-    folder: Path,
-    expected: Mapping[str, tuple[int, ...]],
-    ignored: Collection[str] = (),
-    packed: PackedLayers | None = None,
+    folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()
 ) -> dict[str, TensorHeader]:
     """The header of each expected tensor (name to shape), by its expected name.
 
     Names of other tools are understood (qwen2vl_extras/tensor_names.py). ignored: names to be
-    skipped, say that of a tied head. packed: keeps the headers of packed layers, which are left
-    out here. ValueError lists the tensors that do not match.
+    skipped, say that of a tied head. ValueError lists the tensors that do not match.
     """
     found = tensor_headers(folder)
-    parameters = expected
-    if packed is None:
-        packed_layers.refuse_packed(folder, found)
-    else:
-        expected = packed.stored_shapes(found, parameters)
     stored_names = tensor_names.map_names(folder, found, expected)
     for name in ignored:
         stored_names.pop(name, None)
     headers = {name: found[stored_name] for name, stored_name in stored_names.items()}
-    check_dtypes(headers, parameters)
+    check_dtypes(headers, expected)
     check_tensors(folder, headers, expected)
-    if packed is not None:
-        taken = packed.take(headers, parameters)
-        headers = {name: header for name, header in headers.items() if name not in taken}
     return headers
 
 
@@ -529,9 +496,13 @@ def names_to_read(
 
 
 def check_dtypes(headers: Mapping[str, TensorHeader], expected: Collection[str]) -> None:
-    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats."""
+    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats.
+
+    Packed weights are integers; packed_layers.py checks those.
+    """
     for name, header in headers.items():
-        if name in expected and header.dtype not in STORED_DTYPES:
+        is_packed = name.endswith(packed_config.PARTS)
+        if name in expected and not is_packed and header.dtype not in STORED_DTYPES:
             raise ValueError(
                 f"{header.file}: {name} is stored in {header.dtype}; only "
                 f"{', '.join(STORED_DTYPES)} can be read, and no quantized weights"

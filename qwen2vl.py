@@ -46,13 +46,14 @@ from qwen2vl_extras import (
     compiled,
     flash,
     lora,
+    packed_layers,
     packed_saving,
-    quantized,
-    rounding,
     schemas,
 )
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
+from qwen2vl_extras.int8 import Int8Embedding, Int8Linear
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
+from qwen2vl_extras.quantization import Quantization
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
 
 # Constants of the architecture that the official config.json leaves out.
@@ -1167,8 +1168,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         if not self.config.tie_word_embeddings:
             return
         table = self.model.embed_tokens
-        if isinstance(table, quantized.Int8Embedding):
-            self.lm_head = quantized.Int8Linear(table.weight, table.scale)
+        if isinstance(table, Int8Embedding):
+            self.lm_head = Int8Linear(table.weight, table.scale)
         self.lm_head.weight = table.weight
 
     @property
@@ -1216,21 +1217,23 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
         is_tied = model.config.tie_word_embeddings
         adapter: lora.Adapter | None = None
-        packed = load.find_packed_layers(folder, config)
+        # Weights in 8 or 4 bits: those that AWQ or GPTQ has packed, and those to be rounded here.
+        packed = packed_layers.find(folder, config, load.tensor_headers(folder), shapes)
+        quantization = Quantization(shapes, int8, int4, packed)
         if adapter_folder is not None:
-            lora.refuse_packed_base(adapter_folder, folder, packed is not None)
+            quantization.refuse_adapter(adapter_folder)
             adapter = lora.Adapter(adapter_folder, shapes, is_tied)
 
         # What can't work fails here, before the weights are read: tensors that don't fit, too
         # little memory, or an implementation of attention that can't run on the device. Some
         # files hold the tied head as well; it is the embedding table once more.
         ignored = ["lm_head.weight"] if is_tied else []
-        headers = load.match_tensors(folder, shapes, ignored, packed)
-        rounded = rounding.Rounding(int8, int4, shapes, packed)
+        headers = load.match_tensors(folder, quantization.stored_shapes(), ignored)
+        headers = quantization.take_packed(headers)
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
-        device = load.pick_device(device_map, rounded.nbytes(shapes, dtype))
-        dtype = rounded.pick_dtype(dtype_wanted, dtype, device)
+        device = load.pick_device(device_map, quantization.nbytes(dtype))
+        dtype = quantization.pick_dtype(dtype_wanted, dtype, device)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
@@ -1239,28 +1242,18 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             weights = adapter.merge(weights)
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
         for path, tensor in weights:
-            model.set_parameter(path, tensor, rounded)
-        if packed is not None:
-            packed.put_into(model, device, dtype, rounded)
+            model.set_parameter(path, tensor)
+            quantization.round_layer(model, path)
+        quantization.read_packed(model, device, dtype)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
         return model.eval()
 
-    def set_parameter(
-        self, path: str, tensor: Tensor, rounded: rounding.Rounding | None = None
-    ) -> None:
-        """Make a tensor the parameter of that path, say "model.norm.weight".
-
-        rounded: says whether it is a weight to be rounded; then a quantized layer takes the
-        place of its layer.
-        """
+    def set_parameter(self, path: str, tensor: Tensor) -> None:
+        """Make a tensor the parameter of that path, say "model.norm.weight"."""
         module_path, _, name = path.rpartition(".")
-        module = self.get_submodule(module_path)
-        # Until now the parameter was on the meta device, without values. A bias may come before
-        # the weight, and is taken over by the quantized layer, or after it, and is set on that.
-        setattr(module, name, nn.Parameter(tensor))
-        if rounded is not None and name == "weight":
-            self.set_submodule(module_path, rounded.layer(path, module))
+        # Until now the parameter was on the meta device, without values.
+        setattr(self.get_submodule(module_path), name, nn.Parameter(tensor))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights in the official layout, not the processor's files.
@@ -1269,10 +1262,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         """
         config = self.config.to_dict()
         config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
-        # Of weights in four bits the layout is that of GPTQ.
-        tensors, quantization = packed_saving.tensors_to_save(self)
-        if quantization is not None:
-            config["quantization_config"] = quantization
+        # Weights in four bits are saved as GPTQ packs them, and one more field says so.
+        tensors, more_fields = packed_saving.tensors_to_save(self)
+        config.update(more_fields)
         load.save_checkpoint(Path(folder), config, tensors, self.generation_config or None)
 
     def get_rope_index(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.settings import REFERENCE, Settings
 from benchmarks.shapes import SHAPES
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from qwen2vl_extras.rounding import Rounding
+from qwen2vl_extras.quantization import Quantization
 
 if TYPE_CHECKING:  # the package may be missing
     from transformers import Qwen2VLForConditionalGeneration as ReferenceModel
@@ -136,11 +136,12 @@ class Models:
         """Our model with quantized matrices; what is not quantized is shared with ours."""
         ours = self.ours()
         shapes = {path: tuple(p.shape) for path, p in ours.named_parameters()}
-        rounding = Rounding(int8, int4, shapes)
+        quantization = Quantization(shapes, int8, int4)
         with torch.device("meta"):
             model = Qwen2VLForConditionalGeneration(self.config, self.settings.attention)
         for path, p in ours.named_parameters():
-            model.set_parameter(path, p.detach(), rounding)
+            model.set_parameter(path, p.detach())
+            quantization.round_layer(model, path)
         model.tie_weights()
         return model.eval()
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qwen2vl_extras.errors import raise_not_finite
 from qwen2vl_extras.int4 import Int4Linear
-from qwen2vl_extras.quantized import Int8Linear
+from qwen2vl_extras.int8 import Int8Linear
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from qwen2vl import DecoderLayer, Generator, KVCache, Qwen2VLForConditionalGeneration, Sampling

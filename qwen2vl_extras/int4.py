@@ -134,13 +134,21 @@ class Int4Linear(nn.Linear):
             places = self.order.argsort()
             codes = codes[:, places]
             groups = places // self.checkpoint_group
+        return GroupedWeight(codes, self.checkpoint_scales(), self.checkpoint_zeros(), groups)
+
+    def checkpoint_scales(self) -> Tensor:
+        """The scales (groups, out) of the checkpoint's groups."""
+        repeats = self.checkpoint_group // self.group_size
+        return self.scales_and_zeros[::repeats, :, 0]
+
+    def checkpoint_zeros(self) -> Tensor:
+        """The zeros (groups, out) of the checkpoint's groups, as uint8."""
         repeats = self.checkpoint_group // self.group_size
         scales, shifts = self.scales_and_zeros[::repeats].float().unbind(-1)  # (groups, out)
         # What was rounded are scale and zero times scale: their quotient is near a whole number.
         # Where the scale is 0 every zero is as good.
         quotient = torch.where(scales == 0, 0, shifts / scales)
-        zeros = (MIDDLE - quotient).round().to(torch.uint8)
-        return GroupedWeight(codes, scales.to(self.scales_and_zeros.dtype), zeros, groups)
+        return (MIDDLE - quotient).round().to(torch.uint8)
 
 
 def uses_packed_product(rows: Tensor) -> bool:

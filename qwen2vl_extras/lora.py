@@ -40,15 +40,6 @@ HEAD = "lm_head.weight"
 # ------------------------------------------------------------------------------------ the merging
 
 
-def refuse_packed_base(adapter: Path, base: Path, is_packed: bool) -> None:
-    """ValueError for a base in four or eight bits, to which no product can be added exactly."""
-    if is_packed:
-        raise ValueError(
-            f"{adapter} can't be merged into {base}, whose quantization_config packs the weights: "
-            "give the unquantized model as base= (--base), and int4 to round the result"
-        )
-
-
 def low_rank_change(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """B A * scale, the change (out, in) of a weight, from A (r, in) and B (out, r).
 

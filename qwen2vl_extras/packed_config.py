@@ -22,6 +22,8 @@ OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 # The layout of each method: the versions of its name that are read.
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 AWQ_FORMATS = ("gemm",)
+# A packed layer X has X.qweight and so on in place of X.weight; AWQ has no g_idx.
+PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 
 
 @dataclass(frozen=True)

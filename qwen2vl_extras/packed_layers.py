@@ -4,7 +4,7 @@ In place of X.weight such a layer has X.qweight, X.qzeros, X.scales and, of GPTQ
 that were left out of the quantization, such as those of the vision transformer, have X.weight.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -17,16 +17,14 @@ from tqdm import tqdm
 from qwen2vl_extras import packed_layout, tensor_names
 from qwen2vl_extras.errors import note
 from qwen2vl_extras.int4 import Int4Linear, equal_groups, why_not
-from qwen2vl_extras.packed_config import PackedFormat
+from qwen2vl_extras.packed_config import PARTS, PackedFormat, read_format
 from qwen2vl_extras.packed_layout import WORD_BITS, GroupedWeight
-from qwen2vl_extras.rounding import Rounding
 
-PARTS = ("qweight", "qzeros", "scales", "g_idx")
 DTYPES = {
-    "qweight": ("I32",),
-    "qzeros": ("I32",),
-    "scales": ("F16", "BF16", "F32"),
-    "g_idx": ("I32", "I64"),
+    ".qweight": ("I32",),
+    ".qzeros": ("I32",),
+    ".scales": ("F16", "BF16", "F32"),
+    ".g_idx": ("I32", "I64"),
 }
 
 
@@ -43,70 +41,72 @@ class StoredTensor(Protocol):
     def dtype(self) -> str: ...
 
 
-def packed_part(name: str) -> tuple[str, str] | None:
-    """The layer and the part that an official name of a packed tensor stands for, or None."""
-    layer, _, part = name.rpartition(".")
-    return (layer, part) if part in PARTS else None
+def find(
+    folder: Path, config: Mapping, found: Collection[str], shapes: Mapping[str, tuple[int, ...]]
+) -> "PackedLayers | None":
+    """The packed layers of a folder; None where it has none.
 
-
-def holds_packed(found: Iterable[str]) -> bool:
-    """Whether any of these names is of a packed layer."""
-    return any(packed_part(name) is not None for name in found)
-
-
-def refuse_packed(folder: Path, found: Iterable[str]) -> None:
-    """ValueError if a folder whose files speak of no quantization holds packed weights."""
-    for name in found:
-        if name.endswith(".qweight"):
+    config: the content of config.json; found: the names of all tensors in the files; shapes: those
+    of the model's parameters, by name. ValueError, in one line, where config and files disagree.
+    """
+    official = {tensor_names.official_name(name) for name in found}
+    packed_names = sorted(name for name in official if name.endswith(".qweight"))
+    form = read_format(folder, config)
+    if form is None:
+        if packed_names:
             raise ValueError(
-                f"{folder}: the weights are packed ({tensor_names.printable(name)}), but "
-                "config.json has no quantization_config, which says how"
+                f"{folder}: the weights are packed ({tensor_names.printable(packed_names[0])}), "
+                "but config.json has no quantization_config, which says how"
             )
+        return None
+    if not packed_names:
+        # A file that an older tool wrote may be left over from before the weights were unpacked.
+        if not config.get("quantization_config"):
+            return None
+        raise ValueError(
+            f"{form.source} speaks of {form.method!r}, but the weights in {folder} hold no packed "
+            "layer (*.qweight)"
+        )
+    return PackedLayers(folder, form, official, shapes)
 
 
 class PackedLayers:
-    """The packed layers of a folder; `stored_shapes`, then `take`, find out which there are."""
+    """The packed layers of a folder. See `find` for the arguments; official: names in the files.
 
-    def __init__(self, folder: Path, form: PackedFormat) -> None:
+    stored_shapes: the shape of each tensor that must be in the files, by name: those of the
+    model's parameters, but packed parts where there are any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        form: PackedFormat,
+        official: Collection[str],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self.folder = folder
         self.form = form
         self.shapes: dict[str, tuple[int, ...]] = {}  # (out, in), by layer
+        self.stored_shapes = dict(shapes)
         self.headers: dict[str, dict[str, StoredTensor]] = {}  # by layer and part
         self.extra_biases: dict[str, StoredTensor] = {}  # by layer
+        for layer in layers_of(official, shapes):
+            self.shapes[layer] = self.stored_shapes.pop(f"{layer}.weight")
+            self.add_parts(layer, official)
 
     # ------------------------------------------------------------------- which tensors there are
 
-    def stored_shapes(
-        self, found: Collection[str], expected: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor that must be in the files, by name: packed parts for weights.
-
-        found: the names in the files; expected: the shapes of the model's parameters. ValueError
-        for groups that don't divide a layer.
-        """
-        official = {tensor_names.official_name(name) for name in found}
-        for name in official:
-            part = packed_part(name)
-            if part is not None and f"{part[0]}.weight" in expected:
-                self.shapes[part[0]] = expected[f"{part[0]}.weight"]
-        if not self.shapes:
-            raise ValueError(
-                f"{self.form.source} speaks of {self.form.method!r}, but the weights in "
-                f"{self.folder} hold no packed layer (*.qweight)"
-            )
-
-        stored = dict(expected)
-        for layer, shape in self.shapes.items():
-            del stored[f"{layer}.weight"]
-            for suffix, part_shape in self.part_shapes(layer, shape).items():
-                # Where the inputs are in turn some tools leave out which group each is in.
-                is_needed = suffix != "g_idx" or self.form.desc_act
-                if is_needed or f"{layer}.g_idx" in official:
-                    stored[f"{layer}.{suffix}"] = part_shape
-            # AutoGPTQ writes a bias of zeros to layers that have none.
-            if f"{layer}.bias" in official:
-                stored[f"{layer}.bias"] = shape[:1]
-        return stored
+    def add_parts(self, layer: str, official: Collection[str]) -> None:
+        """Add what a packed layer must have to the stored shapes; or may have, if it is there."""
+        for part, shape in self.part_shapes(layer, self.shapes[layer]).items():
+            # Where the inputs are in turn some tools leave out which group each is in.
+            is_needed = part != ".g_idx" or self.form.desc_act
+            if is_needed or layer + part in official:
+                self.stored_shapes[layer + part] = shape
+        # AutoGPTQ writes a bias of zeros to layers that have none.
+        bias = f"{layer}.bias"
+        if bias in official and bias not in self.stored_shapes:
+            self.stored_shapes[bias] = self.shapes[layer][:1]
 
     def part_shapes(self, layer: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """The shapes of a layer's parts."""
@@ -122,15 +122,15 @@ class PackedLayers:
         groups = in_features // group_size
         if self.form.method == "awq":
             return {
-                "qweight": (in_features, out_features // per_word),
-                "qzeros": (groups, out_features // per_word),
-                "scales": (groups, out_features),
+                ".qweight": (in_features, out_features // per_word),
+                ".qzeros": (groups, out_features // per_word),
+                ".scales": (groups, out_features),
             }
         return {
-            "qweight": (in_features // per_word, out_features),
-            "qzeros": (groups, out_features // per_word),
-            "scales": (groups, out_features),
-            "g_idx": (in_features,),
+            ".qweight": (in_features // per_word, out_features),
+            ".qzeros": (groups, out_features // per_word),
+            ".scales": (groups, out_features),
+            ".g_idx": (in_features,),
         }
 
     def refuse_size(self, name: str, value: int, size: int, kind: str, layer: str) -> None:
@@ -143,20 +143,19 @@ class PackedLayers:
     ) -> set[str]:
         """Keep the headers of packed parts; returns the names that are not the model's own.
 
-        shapes: those of the model's parameters.
+        shapes: those of the model's parameters. ValueError for a part in a wrong dtype.
         """
         taken = set()
         for name, header in headers.items():
-            layer, _, part = name.rpartition(".")
-            if layer not in self.shapes:
+            if name in shapes:
                 continue
-            if part in PARTS:
-                self.check_dtype(name, part, header)
-                self.headers.setdefault(layer, {})[part] = header
-                taken.add(name)
-            elif name not in shapes:  # a bias
+            layer, _, part = name.rpartition(".")
+            if part == "bias":
                 self.extra_biases[layer] = header
-                taken.add(name)
+            else:
+                self.check_dtype(name, "." + part, header)
+                self.headers.setdefault(layer, {})["." + part] = header
+            taken.add(name)
         return taken
 
     def check_dtype(self, name: str, part: str, header: StoredTensor) -> None:
@@ -173,15 +172,16 @@ class PackedLayers:
         """Whether the weight of this name is in four bits, and kept so where that is possible."""
         return self.form.bits == 4 and name.removesuffix(".weight") in self.shapes
 
-    def put_into(
-        self, model: nn.Module, device: torch.device, dtype: torch.dtype, rounding: Rounding
-    ) -> None:
-        """Read every packed layer and let it take the place of the model's own.
+    def read_layers(
+        self, model: nn.Module, device: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Read one packed layer after the other; yields its name and what takes its place.
 
-        The other parameters are there already. Eight bits, and what `why_not` names, are unpacked.
+        model: has the layers, without their weights. Eight bits, and what `why_not` names, are
+        unpacked; a note says so at the end.
         """
         unpacked = {}  # why, by layer
-        layers = sorted(self.headers, key=lambda layer: str(self.headers[layer]["qweight"].file))
+        layers = sorted(self.headers, key=lambda layer: str(self.headers[layer][".qweight"].file))
         for layer in tqdm(layers, desc="packed weights", delay=2):
             weight = self.read(layer)
             module = model.get_submodule(layer)
@@ -192,8 +192,7 @@ class PackedLayers:
             else:
                 unpacked[layer] = reason
                 module.weight = nn.Parameter(weight.unpack(dtype).to(device))
-                module = rounding.layer(f"{layer}.weight", module)
-            model.set_submodule(layer, module)
+            yield layer, module
         self.note_unpacked(unpacked, dtype)
 
     def reason_to_unpack(
@@ -219,15 +218,15 @@ class PackedLayers:
     def read(self, layer: str) -> GroupedWeight:
         """The whole numbers of a layer. ValueError for values that no quantization gives."""
         tensors = {part: read_tensor(header) for part, header in self.headers[layer].items()}
-        scales = tensors["scales"]
+        scales = tensors[".scales"]
         if not scales.isfinite().all():
-            self.refuse_values(layer, "scales", "holds NaN or infinity")
+            self.refuse_values(layer, ".scales", "holds NaN or infinity")
         if layer in self.extra_biases and read_tensor(self.extra_biases[layer]).any():
             file = self.extra_biases[layer].file
             raise ValueError(f"{file}: {layer}.bias is not zero, but this layer has no bias")
-        groups = self.read_groups(layer, tensors.get("g_idx"), len(scales))
-        codes = packed_layout.read_codes(self.form, tensors["qweight"])
-        zeros = packed_layout.read_zeros(self.form, tensors["qzeros"])
+        groups = self.read_groups(layer, tensors.get(".g_idx"), len(scales))
+        codes = packed_layout.read_codes(self.form, tensors[".qweight"])
+        zeros = packed_layout.read_zeros(self.form, tensors[".qzeros"])
         return GroupedWeight(codes, scales, zeros, groups)
 
     def read_groups(self, layer: str, g_idx: Tensor | None, num_groups: int) -> Tensor | None:
@@ -236,16 +235,24 @@ class PackedLayers:
             return None
         groups = g_idx.long()
         if groups.min() < 0 or groups.max() >= num_groups:
-            lowest, highest = int(groups.min()), int(groups.max())
-            self.refuse_values(
-                layer, "g_idx", f"goes from {lowest} to {highest}; it must be 0 to {num_groups - 1}"
-            )
+            found = f"goes from {int(groups.min())} to {int(groups.max())}"
+            self.refuse_values(layer, ".g_idx", f"{found}; it must be 0 to {num_groups - 1}")
         in_turn = torch.arange(len(groups)) // (len(groups) // num_groups)
         return None if groups.equal(in_turn) else groups
 
     def refuse_values(self, layer: str, part: str, problem: str) -> None:
         file = self.headers[layer][part].file
-        raise ValueError(f"{file}: {layer}.{part} {problem}: the weights are damaged")
+        raise ValueError(f"{file}: {layer}{part} {problem}: the weights are damaged")
+
+
+def layers_of(official: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The layers of the model of which these names hold a packed part."""
+    layers = set()
+    for name in official:
+        layer, _, part = name.rpartition(".")
+        if "." + part in PARTS and f"{layer}.weight" in shapes:
+            layers.add(layer)
+    return sorted(layers)
 
 
 def read_tensor(header: StoredTensor) -> Tensor:

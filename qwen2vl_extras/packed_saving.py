@@ -8,35 +8,35 @@ import torch.nn as nn
 from torch import Tensor
 
 from qwen2vl_extras.int4 import MIDDLE, Int4Linear
+from qwen2vl_extras.int8 import Int8Embedding, Int8Linear
 from qwen2vl_extras.packed_layout import GroupedWeight, write_codes, write_zeros
-from qwen2vl_extras.quantized import Int8Embedding, Int8Linear
 
 DECODER = "model.layers."
 TABLE = "model.embed_tokens"
 HEAD = "lm_head"
 
 
-def tensors_to_save(model: nn.Module) -> tuple[dict[str, Tensor], dict | None]:
-    """The tensors of a model as a checkpoint has them, by name, and its `quantization_config`.
+def tensors_to_save(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """The tensors of a model as a checkpoint has them, by name, and further fields of its config.
 
-    The second is None where no weight is in four bits. ValueError for weights in int8, which have
-    no layout that others read, and for four-bit weights that one file can't hold.
+    These are empty where no weight is in four bits. ValueError for weights in int8, which have no
+    layout that others read, and for four-bit weights that one file can't hold.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Int4Linear)}
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     if not layers:
         if any(tensor.dtype == torch.int8 for tensor in tensors.values()):
             raise ValueError("int8 weights have no official layout: load without int8 to save")
-        return tensors, None
+        return tensors, {}
 
-    weights = {name: layer.grouped_weight() for name, layer in layers.items()}
-    is_symmetric = all(bool((w.zeros == MIDDLE).all()) for w in weights.values())
-    for name, weight in weights.items():
-        del tensors[f"{name}.weight"]
-        for part, tensor in gptq_parts(weight, is_symmetric).items():
-            tensors[f"{name}.{part}"] = tensor
+    is_symmetric = all(bool((m.checkpoint_zeros() == MIDDLE).all()) for m in layers.values())
+    section = quantization_config(model, layers, is_symmetric)
     unpack_tokens(model, tensors)
-    return tensors, quantization_config(model, layers, is_symmetric)
+    for name, layer in layers.items():
+        del tensors[f"{name}.weight"]
+        for part, tensor in gptq_parts(layer.grouped_weight(), is_symmetric).items():
+            tensors[f"{name}.{part}"] = tensor
+    return tensors, {"quantization_config": section}
 
 
 def gptq_parts(weight: GroupedWeight, is_symmetric: bool) -> dict[str, Tensor]:

@@ -332,7 +332,7 @@ def test_eight_bits_are_unpacked_and_said_once(tmp_path, caplog):
 
 @torch.no_grad()
 def test_int4_rounds_each_group_to_the_nearest_step():
-    from qwen2vl_extras.rounding import round_to_groups
+    from qwen2vl_extras.quantization import round_to_groups
 
     weight = torch.randn(48, 256, generator=torch.Generator().manual_seed(0))
     weight[3, :128] = 0
@@ -435,7 +435,7 @@ def test_an_adapter_is_not_merged_into_packed_weights(tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="packs the weights"):
+    with pytest.raises(ValueError, match="whose weights are packed"):
         from_pretrained(adapter, device_map="cpu", base=tmp_path / "base")
 
 

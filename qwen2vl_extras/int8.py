@@ -72,6 +72,6 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         part = weight[rows].float()
         largest = part.abs().amax(1)  # (rows,)
         scale = largest.clamp_min(1e-30) / 127  # a row of zeros has a scale, too
-        rounded[rows] = part.div_(scale[:, None]).round_()
+        rounded[rows] = (part / scale[:, None]).round_()
         scales[rows] = scale
     return rounded, scales

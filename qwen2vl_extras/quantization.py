@@ -1,4 +1,4 @@
-"""int8 and int4: which layers of a model are rounded while its checkpoint is read, and how.
+"""Which weights of a model are in 8 or 4 bits: those that its checkpoint packs, and int8 and int4.
 
 Each weight is rounded as soon as it is read, some rows at a time, so that no second copy of it is
 needed.
@@ -6,15 +6,17 @@ needed.
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from qwen2vl_extras import quantized
 from qwen2vl_extras.errors import note
 from qwen2vl_extras.int4 import MIDDLE, ROWS_MULTIPLE, Int4Linear, why_not
+from qwen2vl_extras.int8 import quantize
+from qwen2vl_extras.packed_layers import PackedLayers, StoredTensor
 from qwen2vl_extras.packed_layout import ROWS_AT_ONCE, GroupedWeight
 
 # The linear layers of the decoder. With int4 the vision transformer keeps its dtype, as in the
@@ -25,15 +27,11 @@ TOKENS = ("model.embed_tokens.weight", "lm_head.weight")
 GROUPS = (128, 64, 32)  # sizes of groups, the first that fits all layers counts
 LARGEST_CODE = 15
 
-
-class Packed(Protocol):
-    """What is asked here of the packed layers of a checkpoint, `PackedLayers`."""
-
-    def stays_packed(self, name: str) -> bool: ...
+Header = TypeVar("Header", bound=StoredTensor)
 
 
-class Rounding:
-    """Which weights are rounded to int8 or int4.
+class Quantization:
+    """Which weights of a model are in 8 or 4 bits, and how they get there.
 
     shapes: those of the model's parameters, by name. int8: all matrices of linear layers and the
     embedding. int4: the decoder's linear layers, and the matrices of tokens in int8. A layer that
@@ -43,13 +41,14 @@ class Rounding:
 
     def __init__(
         self,
+        shapes: Mapping[str, tuple[int, ...]],
         int8: bool,
         int4: bool,
-        shapes: Mapping[str, tuple[int, ...]],
-        packed: Packed | None = None,
+        packed: PackedLayers | None = None,
     ) -> None:
         if int8 and int4:
             raise ValueError("int8 and int4 are both asked for; take one")
+        self.shapes = shapes
         self.int8 = int8
         self.int4 = int4
         self.packed = packed
@@ -57,6 +56,28 @@ class Rounding:
         self.left_out: set[str] = set()
         if int4:
             self.choose_group(shapes)
+
+    # --------------------------------------------------------------------- before anything is read
+
+    def refuse_adapter(self, adapter: Path) -> None:
+        """ValueError for an adapter of packed weights: no change can be added to these exactly."""
+        if self.packed is not None:
+            raise ValueError(
+                f"{adapter} can't be merged into {self.packed.folder}, whose weights are packed "
+                f"({self.packed.form.source}): give the unquantized model as base= (--base), and "
+                "int4 to round the result"
+            )
+
+    def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor that must be in the files, by name."""
+        return self.shapes if self.packed is None else self.packed.stored_shapes
+
+    def take_packed(self, headers: Mapping[str, Header]) -> dict[str, Header]:
+        """The headers of the model's own parameters; those of packed layers are kept here."""
+        if self.packed is None:
+            return dict(headers)
+        taken = self.packed.take(headers, self.shapes)
+        return {name: header for name, header in headers.items() if name not in taken}
 
     def choose_group(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Groups of 128, or of 64 or 32 where these divide the inputs of more layers."""
@@ -116,25 +137,43 @@ class Rounding:
             return 4
         return 0
 
-    def nbytes(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of all parameters in memory, scales left aside."""
         total = 0
-        for name, shape in shapes.items():
+        for name, shape in self.shapes.items():
             bits = 4 if self.is_packed(name) else self.bits(name, shape)
             total += math.prod(shape) * (bits or 8 * dtype.itemsize) // 8
         return total
 
-    def layer(self, name: str, module: nn.Module) -> nn.Module:
-        """The layer that takes the place of `module`, whose weight, called `name`, was just read.
+    # -------------------------------------------------------------------------- while it is read
 
-        The module itself where its weight is not rounded. ValueError for a weight with NaN.
+    def round_layer(self, model: nn.Module, path: str) -> None:
+        """Let a rounded layer take the place of the one whose weight, at `path`, was just read.
+
+        Nothing happens where that parameter is not to be rounded. ValueError for NaN.
         """
+        layer, _, name = path.rpartition(".")
+        if name == "weight":
+            # A bias may come before the weight, and is taken over by the new layer, or after it,
+            # and is set on that.
+            model.set_submodule(layer, self.rounded(path, model.get_submodule(layer)))
+
+    def read_packed(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        """Read the packed layers, one by one, and let them take the places of the model's own."""
+        if self.packed is None:
+            return
+        for layer, module in self.packed.read_layers(model, device, dtype):
+            # What had to be unpacked may have to be rounded.
+            model.set_submodule(layer, self.rounded(f"{layer}.weight", module))
+
+    def rounded(self, name: str, module: nn.Module) -> nn.Module:
+        """A layer, whose weight is called `name`, rounded if it is to be; or the layer itself."""
         weight = module.weight
         if not isinstance(weight, Tensor) or not isinstance(module, nn.Linear | nn.Embedding):
             return module
         bits = self.bits(name, tuple(weight.shape))
         if bits == 8:
-            return quantized.quantize(module)
+            return quantize(module)
         if bits == 4 and isinstance(module, nn.Linear):
             rounded = round_to_groups(name, weight.detach(), self.group_size)
             return Int4Linear(rounded, weight.device, weight.dtype, module.bias)
