@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -183,6 +183,128 @@ def test_damaged_packed_weights_are_refused_in_one_line(tmp_path, method, damage
     text = str(caught.value)
     assert str(tmp_path) in text
     assert "\n" not in text
+
+
+def damage_one_part(stored: dict[str, Tensor], rng: random.Random) -> tuple[str, str]:
+    """Damage one tensor of a packed layer; returns its name and how, which an error has to name."""
+    parts = (".qweight", ".qzeros", ".scales", ".g_idx")
+    name = rng.choice([name for name in sorted(stored) if name.endswith(parts)])
+    tensor = stored[name]
+    kinds = ["missing", "shorter", "longer", "narrower", "another dtype", "one more axis"]
+    if name.endswith(".scales"):
+        kinds += ["NaN", "infinity"]
+    if name.endswith(".g_idx"):
+        kinds += ["too large", "negative"]
+    how = rng.choice(kinds)
+    index = rng.randrange(tensor.numel())
+    if how == "missing":
+        del stored[name]
+    elif how == "shorter":
+        stored[name] = tensor[:-1].clone()
+    elif how == "longer":
+        stored[name] = torch.cat((tensor, tensor[:1]))
+    elif how == "narrower":
+        stored[name] = tensor[..., 1:].contiguous()
+    elif how == "another dtype":
+        stored[name] = tensor.to(rng.choice([torch.int16, torch.uint8, torch.float64]))
+    elif how == "one more axis":
+        stored[name] = tensor[None].clone()
+    else:
+        values = {"NaN": float("nan"), "infinity": float("inf"), "too large": 99, "negative": -1}
+        changed = tensor.clone()
+        changed.view(-1)[index] = values[how]
+        stored[name] = changed
+    return name, how
+
+
+def refusal(folder: Path) -> str | None:
+    """The error of loading a folder, or None if it loads."""
+    try:
+        from_pretrained(folder, torch.float32, "cpu")
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_any_damaged_part_is_refused_by_its_name(tmp_path, amount):
+    rng = random.Random(3)
+    sources = []
+    for i, method in enumerate(("awq", "gptq")):
+        packed_folder(tmp_path / method, i, Variant(method, symmetric=False, order="shuffled"))
+        sources.append(load_file(tmp_path / method / "model.safetensors"))
+    for i in range(amount(24, 400)):
+        stored = dict(sources[i % 2])
+        name, how = damage_one_part(stored, rng)
+        folder = tmp_path / ("awq", "gptq")[i % 2]
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+        message = refusal(folder)
+        assert message is not None, (name, how)
+        assert name in message, (name, how, message)
+        assert str(folder) in message, (name, how, message)
+        assert "\n" not in message, (name, how, message)
+
+
+JUNK = [
+    None,
+    True,
+    False,
+    -2,
+    0,
+    1,
+    3,
+    5,
+    8,
+    16,
+    48,
+    2**40,
+    1.5,
+    "",
+    "x",
+    "4",
+    [],
+    [4],
+    {},
+    {"a": 1},
+]
+FIELDS = {
+    "awq": ("bits", "group_size", "quant_method", "version", "zero_point", "backend", "pack_dtype"),
+    "gptq": (
+        "bits",
+        "group_size",
+        "quant_method",
+        "checkpoint_format",
+        "desc_act",
+        "sym",
+        "is_marlin_format",
+        "pack_dtype",
+        "dynamic",
+        "meta",
+    ),
+}
+
+
+@torch.no_grad()
+def test_any_value_in_a_section_is_refused_by_its_name_or_changes_nothing(tmp_path, amount):
+    rng = random.Random(4)
+    ids = torch.arange(3, 12)[None]
+    for method, fields in FIELDS.items():
+        folder = tmp_path / method
+        packed_folder(folder, 1, Variant(method, symmetric=False))
+        expected = from_pretrained(folder, torch.float32, "cpu")(ids).logits
+        file = folder / "config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        pairs = [(field, value) for field in fields for value in JUNK]
+        for field, value in rng.sample(pairs, amount(24, len(pairs))):
+            section = {**content["quantization_config"], field: value}
+            file.write_text(json.dumps({**content, "quantization_config": section}))
+            message = refusal(folder)
+            if message is None:
+                found = from_pretrained(folder, torch.float32, "cpu")(ids).logits
+                assert found.equal(expected), (method, field, value)
+                continue
+            assert field in message, (field, value, message)
+            assert str(folder) in message, (field, value, message)
+            assert "\n" not in message, (field, value, message)
 
 
 SECTIONS = [

@@ -50,36 +50,44 @@ class MemorySampler:
             self.resident = max(self.resident, memory_in_status("VmRSS"))
 
 
-def join_cgroup(limit_gb: float) -> str | None:
-    """Put this process into a new cgroup with that much memory and no swap.
+def memory_cgroup() -> Path:
+    """The folder of the cgroup of this process that counts memory, in version 1 or 2."""
+    found = CGROUPS
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):  # version 1
+            return CGROUPS / "memory" / path.lstrip("/")
+        if not controllers:
+            found = CGROUPS / path.lstrip("/")
+    return found
+
+
+def join_cgroup(parent: Path, limit_gb: float) -> str | None:
+    """Put this process into a new cgroup below its own, with that much memory and no swap.
 
     Returns the reason where that can't be had here.
     """
-    folder = CGROUPS / f"own_memory_{os.getpid()}"
-    if (CGROUPS / "memory").is_dir():  # version 1
-        folder = CGROUPS / "memory" / folder.name
-    names = ("memory.max", "memory.swap.max")
-    if folder.parent != CGROUPS:
-        names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    folder = parent / f"own_memory_{os.getpid()}"
+    limit = str(int(limit_gb * 1e9))
+    limits = {"memory.max": limit, "memory.swap.max": "0"}
+    if "memory" in parent.parts:  # version 1, where the second is memory and swap together
+        limits = {"memory.limit_in_bytes": limit, "memory.memsw.limit_in_bytes": limit}
     try:
         folder.mkdir()
-        (folder / names[0]).write_text(str(int(limit_gb * 1e9)))
-        if (folder / names[1]).exists():
-            swap = "0" if folder.parent == CGROUPS else str(int(limit_gb * 1e9))
-            (folder / names[1]).write_text(swap)
+        for name, value in limits.items():
+            (folder / name).write_text(value)
         (folder / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
         return f"no cgroup here: {error}"
     return None
 
 
-def leave_cgroup() -> None:
-    """Go back to the cgroup above, and remove the one that `join_cgroup` made."""
-    for above in (CGROUPS, CGROUPS / "memory"):
-        folder = above / f"own_memory_{os.getpid()}"
-        if folder.is_dir():
-            (above / "cgroup.procs").write_text(str(os.getpid()))
-            folder.rmdir()
+def leave_cgroup(parent: Path) -> None:
+    """Go back to the cgroup of before, and remove the one that `join_cgroup` made."""
+    folder = parent / f"own_memory_{os.getpid()}"
+    if folder.is_dir():
+        (parent / "cgroup.procs").write_text(str(os.getpid()))
+        folder.rmdir()
 
 
 def prompt(config: Qwen2VLConfig, megapixels: float) -> dict[str, torch.Tensor]:
@@ -137,12 +145,15 @@ def main() -> None:
     args = parser.parse_args()
 
     result: dict = {}
+    parent: Path | None = None
     if args.limit_gb is not None:
-        reason = join_cgroup(args.limit_gb)
+        parent = memory_cgroup()
+        reason = join_cgroup(parent, args.limit_gb)
         result["cgroup"] = reason or f"{args.limit_gb:g} GB"
     with MemorySampler() as sampler:
         result.update(measure(args))
-    leave_cgroup()
+    if parent is not None:
+        leave_cgroup(parent)
     result["peak_own_gb"] = sampler.own / 1e9
     result["peak_resident_gb"] = sampler.resident / 1e9
     print(json.dumps(result))
