@@ -232,7 +232,7 @@ def test_any_damaged_part_is_refused_by_its_name(tmp_path, amount):
     for i, method in enumerate(("awq", "gptq")):
         packed_folder(tmp_path / method, i, Variant(method, symmetric=False, order="shuffled"))
         sources.append(load_file(tmp_path / method / "model.safetensors"))
-    for i in range(amount(24, 400)):
+    for i in range(amount(12, 400)):
         stored = dict(sources[i % 2])
         name, how = damage_one_part(stored, rng)
         folder = tmp_path / ("awq", "gptq")[i % 2]
@@ -294,7 +294,7 @@ def test_any_value_in_a_section_is_refused_by_its_name_or_changes_nothing(tmp_pa
         file = folder / "config.json"
         content = json.loads(file.read_text(encoding="utf-8"))
         pairs = [(field, value) for field in fields for value in JUNK]
-        for field, value in rng.sample(pairs, amount(24, len(pairs))):
+        for field, value in rng.sample(pairs, amount(12, len(pairs))):
             section = {**content["quantization_config"], field: value}
             file.write_text(json.dumps({**content, "quantization_config": section}))
             message = refusal(folder)
