@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
+from qwen2vl_extras import end_tokens, json_files, lora, media_settings, packed_config, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.errors import note
 
@@ -40,6 +40,7 @@ TEXT_PATTERNS = [
     "chat_template.json",
     "*.jinja",
     lora.CONFIG,
+    *packed_config.OLDER_FILES,
 ]
 
 # The dtypes that a model can be loaded in, by their names in a safetensors header.
@@ -168,10 +169,7 @@ def read_config(folder: Path) -> dict:
 
     # What the official checkpoints state, or leave out because it is the default.
     check_field(folder, "model_type", config.get("model_type"), "qwen2_vl")
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") or "of an unknown method"
-        check_field(folder, "quantization", method, None)
+    packed_config.read_format(folder, config)  # refuses what is neither AWQ nor GPTQ
     check_field(folder, "use_sliding_window", config.get("use_sliding_window") or False, False)
     for layer_type in config.get("layer_types") or []:
         check_field(folder, "layer_types", layer_type, "full_attention")
@@ -461,18 +459,20 @@ def match_tensors(
 
 
 def read_weights(
-    headers: Mapping[str, TensorHeader], device: torch.device, dtype: torch.dtype
+    headers: Mapping[str, TensorHeader],
+    device: torch.device,
+    dtype: torch.dtype,
+    one_by_one: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
 
     On the CPU, a tensor in its stored dtype is memory-mapped: its bytes are read from the file when
-    they are first used.
+    they are first used. one_by_one: those of a tensor that is dropped are given back at once, and
+    not with the last of its file.
     """
     progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
-    files = sorted({header.file for header in headers.values()})
     with progress:
-        for file in files:
-            names = [name for name, header in headers.items() if header.file == file]
+        for file, names in names_to_read(headers, one_by_one):
             # The file stays mapped as long as one of its tensors is in use.
             with safe_open(file, framework="pt") as weights:
                 for name in names:
@@ -482,10 +482,27 @@ def read_weights(
                     progress.update()
 
 
+def names_to_read(
+    headers: Mapping[str, TensorHeader], one_by_one: bool
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each file with the tensors that are read while it is open: all of it, or one at a time."""
+    for file in sorted({header.file for header in headers.values()}):
+        names = [name for name, header in headers.items() if header.file == file]
+        if not one_by_one:
+            yield file, names
+            continue
+        for name in names:
+            yield file, [name]
+
+
 def check_dtypes(headers: Mapping[str, TensorHeader], expected: Collection[str]) -> None:
-    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats."""
+    """ValueError for the first expected tensor that holds integers, booleans or 8-bit floats.
+
+    Packed weights are integers; packed_layers.py checks those.
+    """
     for name, header in headers.items():
-        if name in expected and header.dtype not in STORED_DTYPES:
+        is_packed = name.endswith(packed_config.PARTS)
+        if name in expected and not is_packed and header.dtype not in STORED_DTYPES:
             raise ValueError(
                 f"{header.file}: {name} is stored in {header.dtype}; only "
                 f"{', '.join(STORED_DTYPES)} can be read, and no quantized weights"

@@ -45,9 +45,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, repeats, schemas
+from qwen2vl_extras import (
+    arguments,
+    checks,
+    compiled,
+    flash,
+    lora,
+    packed_layers,
+    packed_saving,
+    repeats,
+    schemas,
+)
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
+from qwen2vl_extras.int8 import Int8Embedding, Int8Linear
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
+from qwen2vl_extras.quantization import Quantization
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
 
 # Constants of the architecture that the official config.json leaves out.
@@ -1182,8 +1194,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         if not self.config.tie_word_embeddings:
             return
         table = self.model.embed_tokens
-        if isinstance(table, quantized.Int8Embedding):
-            self.lm_head = quantized.Int8Linear(table.weight, table.scale)
+        if isinstance(table, Int8Embedding):
+            self.lm_head = Int8Linear(table.weight, table.scale)
         self.lm_head.weight = table.weight
 
     @property
@@ -1205,6 +1217,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         torch_dtype: str | torch.dtype | None = None,
         int8: bool = False,
         base: str | Path | None = None,
+        int4: bool = False,
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder, or a Hub repository.
 
@@ -1212,7 +1225,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
         "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
         int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
-        that it is merged into; by default the Hub repository that the adapter names.
+        that it is merged into; by default the Hub repository that the adapter names. int4: keep
+        the decoder's matrices in four bits and those of tokens in int8. The official AWQ and
+        GPTQ checkpoints need neither: what is packed there stays packed.
         """
         folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
@@ -1228,54 +1243,54 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
         is_tied = model.config.tie_word_embeddings
         adapter: lora.Adapter | None = None
+        # Weights in 8 or 4 bits: those that AWQ or GPTQ has packed, and those to be rounded here.
+        packed = packed_layers.find(folder, config, load.tensor_headers(folder), shapes)
+        quantization = Quantization(shapes, int8, int4, packed)
         if adapter_folder is not None:
+            quantization.refuse_adapter(adapter_folder)
             adapter = lora.Adapter(adapter_folder, shapes, is_tied)
 
         # What can't work fails here, before the weights are read: tensors that don't fit, too
         # little memory, or an implementation of attention that can't run on the device. Some
         # files hold the tied head as well; it is the embedding table once more.
         ignored = ["lm_head.weight"] if is_tied else []
-        headers = load.match_tensors(folder, shapes, ignored)
+        headers = load.match_tensors(folder, quantization.stored_shapes(), ignored)
+        headers = quantization.take_packed(headers)
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
-        bytes_per_parameter = 1 if int8 else dtype.itemsize
-        num_parameters = sum(math.prod(shape) for shape in shapes.values())
-        device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
+        device = load.pick_device(device_map, quantization.nbytes(dtype))
+        dtype = quantization.pick_dtype(dtype_wanted, dtype, device)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        weights = load.read_weights(headers, device, dtype)
+        weights = load.read_weights(headers, device, dtype, one_by_one=int8 or int4)
         if adapter is not None:
             weights = adapter.merge(weights)
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
         for path, tensor in weights:
-            model.set_parameter(path, tensor, int8)
+            model.set_parameter(path, tensor)
+            quantization.round_layer(model, path)
+        quantization.read_packed(model, device, dtype)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
         return model.eval()
 
-    def set_parameter(self, path: str, tensor: Tensor, int8: bool = False) -> None:
-        """Make a tensor the parameter of that path, say "model.norm.weight".
-
-        int8: if it is the weight of a linear layer or of the embedding, a quantized layer
-        takes the place of that layer (`quantize` returns other modules as they are).
-        """
+    def set_parameter(self, path: str, tensor: Tensor) -> None:
+        """Make a tensor the parameter of that path, say "model.norm.weight"."""
         module_path, _, name = path.rpartition(".")
-        module = self.get_submodule(module_path)
-        # Until now the parameter was on the meta device, without values. A bias may come before
-        # the weight, and is taken over by the quantized layer, or after it, and is set on that.
-        setattr(module, name, nn.Parameter(tensor))
-        if int8 and name == "weight":
-            parent_path, _, child = module_path.rpartition(".")
-            setattr(self.get_submodule(parent_path), child, quantized.quantize(module))
+        # Until now the parameter was on the meta device, without values.
+        setattr(self.get_submodule(module_path), name, nn.Parameter(tensor))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config and weights in the official layout, not the processor's files."""
-        if self.lm_head.weight.dtype == torch.int8:
-            raise ValueError("int8 weights have no official layout: load without int8 to save")
+        """Write config and weights in the official layout, not the processor's files.
+
+        ValueError for weights in int8, which have no such layout.
+        """
         config = self.config.to_dict()
         config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
-        tensors = dict(self.named_parameters())
+        # Weights in four bits are saved as GPTQ packs them, and one more field says so.
+        tensors, more_fields = packed_saving.tensors_to_save(self)
+        config.update(more_fields)
         load.save_checkpoint(Path(folder), config, tensors, self.generation_config or None)
 
     def get_rope_index(

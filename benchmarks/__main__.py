@@ -16,7 +16,7 @@ from benchmarks.report import Report, describe_machine, table_rows
 from benchmarks.settings import add_arguments, dtype_name, is_installed, settings_from
 from benchmarks.stage import MATRIX_PRODUCTS, Stage
 from benchmarks.stages.catalogue import TYPICAL_SECONDS, choose_stages, make_stage
-from benchmarks.stages.decode import int8_error
+from benchmarks.stages.decode import rounding_error
 
 ABOUT = """This project beside `transformers`: the same weights and inputs, in turn, in one run.
 
@@ -158,11 +158,13 @@ class Benchmark:
 
     def finish(self) -> None:
         """Print the table, then what can only be done at the end."""
-        if any("int8" in result.contestant for result in self.report.results):
+        for kind in ("int8", "int4"):
+            if not any(kind in result.contestant for result in self.report.results):
+                continue
             try:
-                self.report.remarks.append(int8_error(self.models))
+                self.report.remarks.append(rounding_error(self.models, kind))
             except Exception as error:
-                self.failed("the comparison of int8 logits", error)
+                self.failed(f"the comparison of {kind} logits", error)
         print(self.report.text(), flush=True)
         self.write_json()
         if self.args.plot is not None:

@@ -1,4 +1,4 @@
-"""The models that compete: ours, ours in int8, and that of `transformers`, on the same weights."""
+"""The models that compete, on the same weights: ours, also in int8 and int4, and the reference."""
 
 import re
 import types
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.settings import REFERENCE, Settings
 from benchmarks.shapes import SHAPES
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from qwen2vl_extras.quantization import Quantization
 
 if TYPE_CHECKING:  # the package may be missing
     from transformers import Qwen2VLForConditionalGeneration as ReferenceModel
@@ -55,6 +56,7 @@ class Models:
         self.transformers = import_transformers()
         self.built_ours: Qwen2VLForConditionalGeneration | None = None
         self.built_int8: Qwen2VLForConditionalGeneration | None = None
+        self.built_int4: Qwen2VLForConditionalGeneration | None = None
         self.built_reference: ReferenceModel | None = None
 
     @property
@@ -67,6 +69,8 @@ class Models:
             return self.reference()
         if "int8" in name:
             return self.int8()
+        if "int4" in name:
+            return self.int4()
         return self.ours()
 
     def ours(self) -> Qwen2VLForConditionalGeneration:
@@ -78,6 +82,11 @@ class Models:
         if self.built_int8 is None:
             self.built_int8 = self.build_int8()
         return self.built_int8
+
+    def int4(self) -> Qwen2VLForConditionalGeneration:
+        if self.built_int4 is None:
+            self.built_int4 = self.build_int4()
+        return self.built_int4
 
     def reference(self) -> "ReferenceModel":
         if self.built_reference is None:
@@ -114,12 +123,25 @@ class Models:
         return values
 
     def build_int8(self) -> Qwen2VLForConditionalGeneration:
+        """Our model with matrices in int8."""
+        return self.build_rounded(int8=True)
+
+    def build_int4(self) -> Qwen2VLForConditionalGeneration:
+        """Our model with the decoder's matrices in four bits."""
+        return self.build_rounded(int4=True)
+
+    def build_rounded(
+        self, int8: bool = False, int4: bool = False
+    ) -> Qwen2VLForConditionalGeneration:
         """Our model with quantized matrices; what is not quantized is shared with ours."""
         ours = self.ours()
+        shapes = {path: tuple(p.shape) for path, p in ours.named_parameters()}
+        quantization = Quantization(shapes, int8, int4)
         with torch.device("meta"):
             model = Qwen2VLForConditionalGeneration(self.config, self.settings.attention)
         for path, p in ours.named_parameters():
-            model.set_parameter(path, p.detach(), int8=path.endswith(".weight"))
+            model.set_parameter(path, p.detach())
+            quantization.round_layer(model, path)
         model.tie_weights()
         return model.eval()
 

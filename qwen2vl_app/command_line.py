@@ -173,6 +173,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="weights in int8: half the memory of bfloat16, faster, less exact",
     )
     group.add_argument(
+        "--int4",
+        action="store_true",
+        help="the decoder's weights in four bits, those of tokens in int8: less memory still",
+    )
+    group.add_argument(
         "--official-template",
         action="store_true",
         help="leave aside a chat template that the checkpoint brings",
@@ -400,6 +405,7 @@ def load_both(args: argparse.Namespace) -> tuple[Qwen2VLForConditionalGeneration
         attn_implementation=args.attn,
         int8=args.int8,
         base=args.base,
+        int4=args.int4,
     )
     return model, processor
 

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen2vl_extras.errors import raise_not_finite
-from qwen2vl_extras.quantized import Int8Linear
+from qwen2vl_extras.int4 import Int4Linear
+from qwen2vl_extras.int8 import Int8Linear
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from qwen2vl import DecoderLayer, Generator, KVCache, Qwen2VLForConditionalGeneration, Sampling
@@ -57,7 +58,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x) for x (..., D), written so that the compiler fuses it for a single row."""
     is_single_row = x.numel() == x.shape[-1]
     is_int8 = isinstance(layer, Int8Linear)
-    if not is_single_row:
+    if not is_single_row or isinstance(layer, Int4Linear):
         return layer(x)
     if is_int8 and not x.is_cuda:  # a CPU's vector units are slow at turning int8 into float
         return layer(x)

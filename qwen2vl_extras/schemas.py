@@ -270,6 +270,18 @@ ROPE = Section(
     }
 )
 
+# Which values can be read stands in packed_config.py.
+QUANTIZATION = Section(
+    {
+        "desc_act": Boolean(),
+        "sym": Boolean(),
+        "zero_point": Boolean(),
+        "is_marlin_format": Boolean(),
+        "dynamic": Section({}),
+        "meta": Section({}),
+    }
+)
+
 # The decoder's fields: at the top of the file, or in its text_config, or in both.
 TEXT_FIELDS: dict[str, Kind] = {
     "vocab_size": Integer(1, MAX_VOCABULARY),
@@ -289,7 +301,7 @@ TEXT_FIELDS: dict[str, Kind] = {
     "hidden_act": Text(),
     "use_sliding_window": Boolean(),
     "layer_types": ListOf(Text(), 0, MAX_LAYERS),
-    "quantization_config": Section({"quant_method": Text()}),
+    "quantization_config": QUANTIZATION,
     "bos_token_id": TOKEN_ID,
     "eos_token_id": TOKEN_IDS,
     "pad_token_id": TOKEN_ID,
@@ -557,4 +569,6 @@ SCHEMAS = {
     "tokenizer.json": TOKENIZER,
     "model.safetensors.index.json": INDEX,
     "adapter_config.json": ADAPTER_CONFIG,
+    "quantize_config.json": QUANTIZATION,
+    "quant_config.json": QUANTIZATION,
 }

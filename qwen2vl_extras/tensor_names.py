@@ -31,6 +31,10 @@ TABLE = "model.embed_tokens.weight"
 # Which fields of config.json a name or a shape comes from; the first that fits counts.
 VISION = "vision_config."
 FIELDS = [
+    (
+        r".*\.(qweight|qzeros|scales|g_idx)$",
+        "quantization_config.bits, quantization_config.group_size, hidden_size, intermediate_size",
+    ),
     (r"lm_head\.", "tie_word_embeddings, vocab_size, hidden_size"),
     (r".*embed_tokens\.", "vocab_size, hidden_size"),
     (r".*layers\..*self_attn\.", "num_attention_heads, num_key_value_heads, hidden_size"),

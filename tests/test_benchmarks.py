@@ -158,7 +158,7 @@ def test_without_transformers_ours_alone_is_measured(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("contestant", ["ours", "ours_int8", "reference"])
+@pytest.mark.parametrize("contestant", ["ours", "ours_int8", "ours_int4", "reference"])
 def test_decoding_gives_the_seconds_of_a_token(contestant, models):
     for batch in (1, 2):
         decode = Decode(models, batch=batch, context=12)

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 from qwen2vl import Qwen2VLForConditionalGeneration
-from qwen2vl_extras.quantized import MANY_ROWS, Int8Embedding, Int8Linear, quantize
+from qwen2vl_extras.int8 import MANY_ROWS, Int8Embedding, Int8Linear, quantize
 from tests.helpers.reference import error
 from tiny.evaluate import answer_questions, random_question
 from tiny.tasks import TASKS

@@ -29,7 +29,9 @@ def import_loader(who: str) -> Callable[..., nn.Module]:
 def load_model(loader: Callable[..., nn.Module], args: argparse.Namespace) -> nn.Module:
     dtype = getattr(torch, args.dtype)
     if args.who == "ours":
-        return loader(args.folder, dtype=dtype, device_map=args.device)
+        return loader(
+            args.folder, dtype=dtype, device_map=args.device, int8=args.int8, int4=args.int4
+        )
     # With device_map the reference needs one more package.
     return loader(args.folder, dtype=dtype).to(args.device)
 
@@ -46,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--device", required=True)
+    parser.add_argument("--int8", action="store_true", help="ours only")
+    parser.add_argument("--int4", action="store_true", help="ours only")
     parser.add_argument("--touch", action="store_true", help="read something of every page as well")
     return parser.parse_args()
 

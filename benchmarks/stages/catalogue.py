@@ -35,6 +35,8 @@ MORE_SECONDS = {
     "decode-1-1000": 120,
     "decode-1-2000": 220,
     "mixed": 250,
+    "quantized-prefill": 120,
+    "quantized-load": 200,
     "batch": 600,
     "chat": 120,
 }
@@ -73,6 +75,10 @@ def make_stage(name: str, models: Models) -> Stage:
         return cold_start_stage(models)
     if kind == "load":
         return Loading(models).stage()
+    if name == "quantized-load":
+        return Loading(models, quantized=True).stage()
+    if name == "quantized-prefill":
+        return Prefill(models, tokens=300, quantized=True).stage()
     if kind == "vision":
         return Vision(models, patches=int(size)).stage()
     if kind == "prefill":

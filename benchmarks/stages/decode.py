@@ -53,6 +53,8 @@ class Decode:
             Contestant(f"{OURS}, int8", self.ours_int8),
             Contestant(f"{OURS}, compiled", self.ours_compiled),
             Contestant(f"{OURS}, int8, compiled", self.ours_int8_compiled),
+            Contestant(f"{OURS}, int4", self.ours_int4),
+            Contestant(f"{OURS}, int4, compiled", self.ours_int4_compiled),
         ]
         if self.models.has_reference:
             compiled_name = f"{REFERENCE}, static cache, compiled"
@@ -76,10 +78,17 @@ class Decode:
     def bytes_read(self, contestant: str) -> int:
         """Of weights and cache, for one token of each row."""
         config = self.models.config
-        weights = layer_parameters(config) + head_parameters(config)
-        bytes_per_weight = 1 if "int8" in contestant else self.models.dtype.itemsize
+        bytes_of_layers = bytes_of_head = self.models.dtype.itemsize
+        if "int8" in contestant:
+            bytes_of_layers = bytes_of_head = 1
+        if "int4" in contestant:
+            # Four bits, and two 16-bit numbers for each group of 128.
+            bytes_of_layers = 0.5 + 4 / 128
+            bytes_of_head = 1
+        weights = bytes_of_layers * layer_parameters(config)
+        weights += bytes_of_head * head_parameters(config)
         cache = cache_numbers(config, self.batch, self.context) * self.models.dtype.itemsize
-        return weights * bytes_per_weight + cache
+        return int(weights) + cache
 
     def ours(self) -> Run:
         return self.time_ours(self.models.ours(), compile=False)
@@ -92,6 +101,12 @@ class Decode:
 
     def ours_int8_compiled(self) -> Run:
         return self.time_ours(self.models.int8(), compile=True)
+
+    def ours_int4(self) -> Run:
+        return self.time_ours(self.models.int4(), compile=False)
+
+    def ours_int4_compiled(self) -> Run:
+        return self.time_ours(self.models.int4(), compile=True)
 
     def reference(self) -> Run:
         return self.time_reference(compile=False)
@@ -153,14 +168,14 @@ class Decode:
 
 
 @torch.no_grad()
-def int8_error(models: Models) -> str:
-    """How far the logits with int8 weights are from those without, for each token of a prompt."""
+def rounding_error(models: Models, kind: str) -> str:
+    """How far the logits of a prompt are from those without rounding; kind: "int8" or "int4"."""
     input_ids = random_prompt(models, 300)
     exact = models.ours()(input_ids).logits.float()
-    int8 = models.int8()(input_ids).logits.float()
-    error = ((int8 - exact).square().mean() / exact.square().mean()).sqrt()
-    same = (int8.argmax(-1) == exact.argmax(-1)).float().mean()
+    rounded = models.of_contestant(kind)(input_ids).logits.float()
+    error = ((rounded - exact).square().mean() / exact.square().mean()).sqrt()
+    same = (rounded.argmax(-1) == exact.argmax(-1)).float().mean()
     return (
-        f"int8 against {dtype_name(models.dtype)}: logits differ by {error:.1%} (RMS); at "
+        f"{kind} against {dtype_name(models.dtype)}: logits differ by {error:.1%} (RMS); at "
         f"{same:.0%} of {input_ids.shape[1]} positions the most probable token is the same."
     )

@@ -16,10 +16,14 @@ from benchmarks.stage import Contestant, Run, Stage
 
 
 class Loading:
-    """A checkpoint in a folder of its own, which is gone with this object."""
+    """A checkpoint in a folder of its own, which is gone with this object.
 
-    def __init__(self, models: Models) -> None:
+    quantized: our own loading in int8 and int4 is timed beside the plain one.
+    """
+
+    def __init__(self, models: Models, quantized: bool = False) -> None:
         self.models = models
+        self.quantized = quantized
         self.folder = tempfile.TemporaryDirectory(prefix="benchmarks-")
         config = models.config.to_dict()
         config["torch_dtype"] = dtype_name(models.dtype)
@@ -37,6 +41,11 @@ class Loading:
             name = f"{REFERENCE}, {touched}"
             contestants.insert(1, Contestant(REFERENCE, self.reference))
             contestants.append(Contestant(name, self.reference_touched, variant=touched))
+        if self.quantized:
+            contestants += [
+                Contestant(f"{OURS}, int8", self.ours_int8, variant=touched),
+                Contestant(f"{OURS}, int4", self.ours_int4, variant=touched),
+            ]
         weights = f"{self.weight_bytes / 1e9:.2f} GB"
         return Stage(
             "load, sharded",
@@ -51,6 +60,12 @@ class Loading:
 
     def ours_touched(self) -> Run:
         return self.load_in_a_process(OURS, "--touch")
+
+    def ours_int8(self) -> Run:
+        return self.load_in_a_process(OURS, "--int8")
+
+    def ours_int4(self) -> Run:
+        return self.load_in_a_process(OURS, "--int4")
 
     def reference(self) -> Run:
         return self.load_in_a_process(REFERENCE)

@@ -8,6 +8,7 @@ from torch import Tensor
 # From this many rows on the weight is unpacked first: a matrix product in the dtype of x is
 # faster then.
 MANY_ROWS = 64
+ROWS_AT_ONCE = 1024  # of a matrix, that are rounded together
 
 
 class Int8Linear(nn.Linear):
@@ -61,9 +62,16 @@ def quantize(module: nn.Module) -> nn.Module:
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix (out, in) to int8 (out, in) and scales (out,).
 
-    The largest value of a row becomes 127 or -127.
+    The largest value of a row becomes 127 or -127. Some rows are rounded at a time, so that only
+    they are there in float32 as well.
     """
-    largest = weight.abs().amax(1, keepdim=True).float()  # (out, 1)
-    scale = largest.clamp_min(1e-30) / 127  # a row of zeros has a scale, too
-    rounded = (weight / scale).round().to(torch.int8)
-    return rounded, scale[:, 0].to(weight.dtype)
+    rounded = torch.empty_like(weight, dtype=torch.int8)
+    scales = torch.empty_like(weight[:, 0])
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = weight[rows].float()
+        largest = part.abs().amax(1)  # (rows,)
+        scale = largest.clamp_min(1e-30) / 127  # a row of zeros has a scale, too
+        rounded[rows] = (part / scale[:, None]).round_()
+        scales[rows] = scale
+    return rounded, scales
