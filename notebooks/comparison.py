@@ -156,10 +156,7 @@ def show_number(x: float) -> str:
 
 
 def compare(
-    stage: str,
-    ours: Tensor | str | None,
-    theirs: Tensor | str,
-    measures: Sequence[Measure] = (),
+    stage: str, ours: Tensor | str | None, theirs: Tensor | str, measures: Sequence[Measure] = ()
 ) -> Comparison:
     """Both sides of a stage; without measures they must be equal to the last bit.
 
@@ -220,6 +217,8 @@ class Table:
         for row in self.rows:
             shape = " × ".join(map(str, row.theirs.shape))
             largest = "" if row.theirs.text else show_number(row.largest)
+            if row.theirs.text:
+                shape = shorten(row.theirs.text)
             line = [row.verdict, row.stage, shape, largest]
             of_name = {measure.name: measure for measure in row.measures}
             for name in names:
@@ -244,6 +243,12 @@ class Table:
 
 
 # --------------------------------------------------------------------------------- how it is shown
+
+
+def shorten(text: str, longest: int = 24) -> str:
+    """A text in quotes, cut if it is long."""
+    whole = repr(text)
+    return whole if len(whole) <= longest else whole[: longest - 1] + "…"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

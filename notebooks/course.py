@@ -1,7 +1,7 @@
 """What the notebooks share: the model, a style for plots, checks that must hold, and exercises.
 
     QWEN2VL_MODEL=Qwen/Qwen2-VL-2B-Instruct jupyter lab notebooks    # official weights
-    QWEN2VL_DTYPE=bfloat16 jupyter lab notebooks                     # or float32; default: what fits
+    QWEN2VL_DTYPE=bfloat16 jupyter lab notebooks                     # or float32
     QWEN2VL_DEVICE=cuda jupyter lab notebooks                        # another device than the CPU
 
 A check compares with two others: with the shipped function, and with the reference. The
@@ -28,15 +28,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a bare clone works, nothing has to be installed from it
 
-from comparison import (  # noqa: E402
-    FAILS,
-    TIE,
-    Comparison,
-    Measure,
-    Table,
-    largest_relative,
-    mean_relative,
-)
+from comparison import FAILS, TIE, Comparison, Measure, Table, largest_relative, mean_relative  # noqa: E402
 from comparison import compare as compare_sides  # noqa: E402
 from precision import choose_dtype  # noqa: E402
 from stages import in_float32, recorded, stage_modules  # noqa: E402
@@ -406,9 +398,7 @@ def compare_answer(stage: str, ours: list[int], inputs: dict[str, Tensor], name:
     keep(row)
 
 
-def first_gap(
-    ours: list[int], theirs: list[int], inputs: dict[str, Tensor]
-) -> tuple[float, float]:
+def first_gap(ours: list[int], theirs: list[int], inputs: dict[str, Tensor]) -> tuple[float, float]:
     """How far apart the reference's logits of the first two tokens that differ are, and the bar."""
     pairs = list(zip(ours, theirs, strict=False))
     step = next(i for i, (a, b) in enumerate(pairs) if a != b)

@@ -84,7 +84,9 @@ def processor_mistakes(processor: Qwen2VLProcessor) -> list[Mistake]:
         Mistake("patches: line by line", "patches", line_by_line),
         Mistake("template: no system message", "prompt text", no_system),
         Mistake("tokenizer: spaces alone", "token ids", [(processor, "encode_text", spaces_alone)]),
-        Mistake("placeholders: one too few", "token ids", [(processor, "token_counts", one_too_few)]),
+        Mistake(
+            "placeholders: one too few", "token ids", [(processor, "token_counts", one_too_few)]
+        ),
     ]
 
 
@@ -205,7 +207,9 @@ def position_mistakes(model: Qwen2VLForConditionalGeneration) -> list[Mistake]:
 
     return [
         Mistake("splice: features back to front", "splice", [(model, "splice", spliced_back)]),
-        Mistake("M-RoPE: rows and columns swapped", "positions", [(model, "get_rope_index", swapped)]),
+        Mistake(
+            "M-RoPE: rows and columns swapped", "positions", [(model, "get_rope_index", swapped)]
+        ),
         Mistake("M-RoPE: 0, 1, 2 … for all", "positions", [(model, "get_rope_index", counted)]),
         Mistake("M-RoPE: delta + 1", "delta", [(model, "get_rope_index", next_of_next)]),
     ]
@@ -241,7 +245,9 @@ def decoder_mistakes(model: Qwen2VLForConditionalGeneration) -> list[Mistake]:
         Mistake("decoder: theta x 1.2", first, [(decoder, "config", theta)]),
         Mistake("decoder: sections back to front", first, [(decoder, "config", sections)]),
         Mistake("decoder: sees the future", first, not_causal),
-        Mistake("decoder: wrong key-value heads", first, [(qwen2vl, "eager_attention", tiled_heads)]),
+        Mistake(
+            "decoder: wrong key-value heads", first, [(qwen2vl, "eager_attention", tiled_heads)]
+        ),
         Mistake("decoder: norm in bfloat16", first, [(qwen2vl.RMSNorm, "forward", low_norm)], True),
         Mistake("decoder: GELU", "decoder layer 0: MLP", [(qwen2vl.MLP, "forward", gelu_gate)]),
         Mistake("layer 1: no residual", "decoder layer 1", [(layer, "forward", no_mlp_residual)]),

@@ -18,9 +18,7 @@ class OurSide:
     `their_side`, in the methods, is what the reference made of the same question.
     """
 
-    def __init__(
-        self, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor
-    ) -> None:
+    def __init__(self, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> None:
         self.model = model
         self.processor = processor
         self.modules = stage_modules(model.visual, model.model, model.lm_head)

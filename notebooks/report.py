@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from comparison import LEGEND, Comparison, Summary, Table, markdown_table, show_number
+from safetensors import safe_open
 from torch import Tensor
 
 from load import find_checkpoint, tensor_headers
-from safetensors import safe_open
 
 HASHED = "visual.patch_embed.proj.weight"  # the tensor whose hash stands in a report
 

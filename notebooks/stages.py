@@ -13,12 +13,10 @@ which a mistake is:
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 import torch.nn as nn
+from comparison import as_rows
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-
-from comparison import as_rows
 
 EMBEDDINGS = "token embeddings"
 SPLICE = "splice"  # what enters the first layer of the decoder: no module's result

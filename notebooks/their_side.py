@@ -1,6 +1,5 @@
 """The reference's side: the processor, template, tokenizer and model of `transformers`."""
 
-import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,7 +10,6 @@ import transformers
 from measure import seconds
 from side import Question, Returned, Rounding, Side
 from stages import in_float32, recorded, stage_modules
-from torch import Tensor
 from transformers.models.qwen2_vl import image_processing_qwen2_vl as image_processing
 
 from load import find_checkpoint, read_json, read_media_config
@@ -163,5 +161,3 @@ class TheirSide:
             with recorded(self.modules, side.stages) as side.alone_float32:
                 self.model(**arguments)
         return Rounding.of(side, wide)
-
-

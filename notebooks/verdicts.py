@@ -41,10 +41,7 @@ SHARE_ALONE = 0.5
 NUM_PROBABLE = 5
 
 # Inputs of the model: the name of the stage, and that of the tensor.
-BEFORE_THE_MODEL = {
-    "token ids": "input_ids",
-    "placeholders": "placeholders",
-}
+BEFORE_THE_MODEL = {"token ids": "input_ids", "placeholders": "placeholders"}
 POSITIONS = {"positions": "positions", "delta": "delta"}
 
 
@@ -134,9 +131,7 @@ def stage_row(name: str, ours: Side, theirs: Side, rounding: Rounding) -> Compar
     return with_reason([compare(name, a, b, measures)], ours)[0]
 
 
-def bfloat16_measures(
-    name: str, ours: Side, theirs: Side, rounding: Rounding
-) -> list[Measure]:
+def bfloat16_measures(name: str, ours: Side, theirs: Side, rounding: Rounding) -> list[Measure]:
     """From start to end, alone, and alone in float32."""
     theirs_16, theirs_32 = theirs.stages[name], theirs.alone_float32[name]
     apart = relative_or_nan(mean_relative, ours.stages.get(name), theirs_16)
@@ -197,7 +192,8 @@ def token_rows(
             row = compare(stage, None, decode([token]))
             rows += with_reason([row], ours)
             continue
-        row = compare(stage, decode([choices[i]]), decode([token]), logits_measure(i, ours, theirs, rounding))
+        measures = [logits_measure(i, ours, theirs, rounding)]
+        row = compare(stage, decode([choices[i]]), decode([token]), measures)
         judge_token(row, choices[i], token, theirs.new_logits[i], logit_bar(theirs, rounding))
         rows.append(row)
     return rows
@@ -218,14 +214,14 @@ def our_choices(ours: Side, theirs: Side) -> list[int]:
     return choices
 
 
-def logits_measure(i: int, ours: Side, theirs: Side, rounding: Rounding) -> list[Measure]:
+def logits_measure(i: int, ours: Side, theirs: Side, rounding: Rounding) -> Measure:
     """How far the logits of step i are apart."""
     a, b = ours.new_logits[i], theirs.new_logits[i]
     if rounding.position:
         apart, bar = mean_relative(a, b), SHARE_FROM_START * rounding.position
     else:
         apart, bar = largest_relative(a, b), FLOAT32_BAR
-    return [Measure(START_TO_END, apart, bar)]
+    return Measure(START_TO_END, apart, bar)
 
 
 def judge_token(row: Comparison, ours: int, theirs: int, logits: Tensor, bar: float) -> None:

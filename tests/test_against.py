@@ -1,6 +1,5 @@
-"""Ours beside the reference: the table holds for right code, and finds each mistake at its stage."""
+"""Ours beside the reference: the table holds for right code, and finds mistakes at their stage."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from tests.helpers.official_layout import noisy_image, save_official_layout, sav
 # The files beside the notebooks import each other by plain names, once `against` is imported.
 import mistakes  # isort: skip
 import our_side  # isort: skip
-import their_side  # isort: skip
 from side import Question, Rounding, Side  # isort: skip
 from verdicts import table_of  # isort: skip
 
