@@ -1,1 +1,0 @@
-"""The course. Its notebooks, and what lies beside them, import each other by their plain names."""
