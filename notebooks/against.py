@@ -38,9 +38,9 @@ from qwen2vl_extras.errors import note  # noqa: E402
 from qwen2vl_extras.media import load_image  # noqa: E402
 
 EXAMPLE = FOLDER.parent / "examples" / "shapes.png"
-# Attention in plain operations keeps a score for each pair of patches: 512 tokens of an image are
-# 2,048 patches, and the scores of one block 270 MB.
-MAX_PIXELS = 512 * 28 * 28
+# Every result of every stage is kept, and attention in plain operations keeps a score for each pair
+# of patches: 256 tokens of an image are 1,024 patches.
+MAX_PIXELS = 256 * 28 * 28
 
 
 def their_answer(

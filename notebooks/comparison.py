@@ -128,6 +128,8 @@ class Comparison:
     def judgement(self) -> str:
         """The line below the small table."""
         parts = [f"{self.verdict} largest difference {show_number(self.largest)}"]
+        if self.theirs.text:
+            parts = [f"{self.verdict} " + ("equal" if self.ours == self.theirs else "not equal")]
         for measure in self.measures:
             parts.append(f"{measure.name} {measure.apart:.1e} of {measure.bar:.1e} allowed")
         if self.remark:

@@ -52,6 +52,8 @@ class ProcessorWithoutVideo(transformers.Qwen2VLProcessor):
 
 def load_processor(folder: Path, max_pixels: int | None = None) -> ProcessorWithoutVideo:
     """The reference's processor with the settings of a folder; it resizes with Pillow."""
+    # It warns of a mistake of other models' tokenizers, whatever the model is.
+    transformers.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     # Older folders keep the template in a file of its own.
     of_processor = read_json(folder, "chat_template.json", optional=True).get("chat_template")
