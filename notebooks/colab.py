@@ -18,18 +18,14 @@ BADGE = (
 )
 CELL_ID = "colab"
 CELL = """\
-import os
-import subprocess
 import sys
 
 if "google.colab" in sys.modules:  # only there: get the files, and install what they need
-    place = "/content/{name}"
-    if not os.path.isdir(place):
-        subprocess.run(["git", "clone", "https://github.com/{repository}", place], check=True)
-        install = [sys.executable, "-m", "pip", "install", place, "transformers==4.57.6"]
-        subprocess.run(install, check=True)
-    os.chdir(f"{{place}}/notebooks")
-    sys.path.insert(0, os.getcwd())"""
+    from subprocess import run
+
+    run(["git", "clone", "https://github.com/{repository}", "/content/course"])
+    run([sys.executable, "-m", "pip", "install", "/content/course", "transformers==4.57.6"])
+    sys.path.insert(0, "/content/course/notebooks")"""
 
 
 def add_badge(path: Path, repository: str) -> None:
@@ -43,7 +39,7 @@ def add_badge(path: Path, repository: str) -> None:
     first["source"] = [*lines[:2], badge, *([] if has_badge else ["\n"]), *lines[2:]]
 
     cells = [cell for cell in notebook["cells"] if "colab" not in cell["metadata"].get("tags", [])]
-    code = CELL.format(repository=repository, name=repository.split("/")[1])
+    code = CELL.format(repository=repository)
     cell = {
         "cell_type": "code",
         "execution_count": None,

@@ -7,8 +7,8 @@ import torch
 from load import available_memory, find_checkpoint, tensor_headers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# What is kept of a run to be compared, and what a pass takes, for each number of the weights. At the
-# shape of the 2B model and 256 tokens of an image that is 2.6 GB.
+# What is kept of a run to be compared, and what a pass takes, for each number of the weights: at
+# the shape of the 2B model and 256 tokens of an image 2.6 GB.
 BYTES_BESIDE = 1.2
 
 
