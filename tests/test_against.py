@@ -146,7 +146,7 @@ def test_one_nan_or_another_shape_holds_in_no_measure(place):
     assert not comparison.compare("x", theirs.view(4, 2), theirs).holds
 
 
-# --------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------- the command
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -217,7 +217,7 @@ def test_what_fits_in_no_dtype_and_an_unknown_dtype_are_errors(monkeypatch):
         precision.choose_dtype("tiny", None, "cpu", 1)
 
 
-# --------------------------------------------------------------------------------- published outputs
+# ------------------------------------------------------------------------------- published outputs
 
 
 @pytest.mark.parametrize("size", published.SHAPES)
@@ -247,7 +247,7 @@ def test_a_checkpoint_is_known_by_shape_and_name_together(tiny):
     assert published.which_checkpoint("someone/finetune", official) is None
 
 
-# ------------------------------------------------------------------------------ around the notebooks
+# ---------------------------------------------------------------------------- around the notebooks
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

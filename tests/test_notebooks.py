@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import load
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -108,11 +110,14 @@ def test_without_transformers_the_stored_reference_takes_its_place(path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "gigabytes"), [("bfloat16", 12), ("float32", 21)])
 @pytest.mark.parametrize("path", NOTEBOOKS[:9], ids=ids[:9])
-def test_a_notebook_runs_at_the_2b_shape(path, checkpoint_2b):
+def test_a_notebook_runs_at_the_2b_shape(path, dtype, gigabytes, checkpoint_2b):
     """Random weights give random answers: steps that judge answers only show them, and say so."""
+    if load.available_memory("cpu") < gigabytes * 1e9:
+        pytest.skip(f"two 2B models in {dtype} take {gigabytes} GB")
     notebook = nbformat.read(path, as_version=4)
-    execute(notebook, QWEN2VL_MODEL=str(checkpoint_2b[0]))
+    execute(notebook, QWEN2VL_MODEL=str(checkpoint_2b[0]), QWEN2VL_DTYPE=dtype)
     assert "it needs trained weights" in "".join(map(printed, notebook.cells))
 
 
