@@ -231,6 +231,8 @@ class Table:
 
     def conclusion(self) -> str:
         """One sentence on all stages."""
+        if not self.rows:
+            return "No stage was compared: there is no reference here."
         wrong = self.first_wrong()
         if wrong is None:
             return f"All {len(self.rows)} stages hold."

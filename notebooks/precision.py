@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from load import available_memory, find_checkpoint, tensor_headers
+from load import available_memory, find_checkpoint, pick_device, tensor_headers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What is kept of a run to be compared, and what a pass takes, for each number of the weights: at
@@ -18,10 +18,11 @@ def choose_dtype(
     """The dtype for so many copies of a checkpoint at one time, and a line that says why.
 
     asked: "float32", "bfloat16", or None for float32 where the memory holds it. ValueError for
-    another dtype; MemoryError with both numbers if not even bfloat16 fits.
+    another dtype or device; MemoryError with both numbers if not even bfloat16 fits.
     """
     if asked is not None and asked not in DTYPES:
         raise ValueError(f"dtype {asked!r:.99} is not one of {', '.join(DTYPES)}")
+    pick_device(device, 0)  # a ValueError for a device that is not there
     headers = tensor_headers(find_checkpoint(name)).values()
     numbers = sum(math.prod(header.shape) for header in headers)
     free = available_memory(device)

@@ -11,7 +11,7 @@ from stages import EMBEDDINGS, SPLICE
 from torch import Tensor
 
 # Of a prompt at most so many last positions get logits: with 150,000 tokens they are large.
-LOGITS_KEPT = 64
+LOGITS_KEPT = 16
 
 
 @dataclass(frozen=True)
