@@ -1,5 +1,6 @@
 """Our side: the processor and the model of this repository."""
 
+from typing import Any
 from unittest import mock
 
 import torch
@@ -25,25 +26,27 @@ class OurSide:
 
     @torch.no_grad()
     def ask(self, question: Question, their_side: Side, measured: bool = True) -> Side:
-        """All that our code makes of a question, up to the first error.
+        """All that our code makes of a question, each pass up to its first error.
 
         measured: whether time and memory are measured as well.
         """
         side = Side()
         side.note_weights(self.model)
-        try:
-            self.prepare(question, side)
-            self.run(side, their_side)
-            if measured:
-                arguments = self.arguments(side)
-                side.measure_prefill(lambda: self.model(**arguments))
-            self.generate(question, side, their_side)
-        except (ValueError, RuntimeError, IndexError) as error:
-            # Damaged code may raise any of them: the table says where, and goes on to its end.
-            side.stopped = f"{type(error).__name__}: {error}".split("\n")[0]
+        steps = [self.prepare, self.run_from_start, self.run_alone, self.run_alone_in_float32]
+        if measured:
+            steps.append(self.measure)
+        steps.append(self.generate)
+        for step in steps:
+            try:
+                step(question, side, their_side)
+            except (ValueError, RuntimeError, IndexError, KeyError) as error:
+                # Damaged code may raise any of them; what lacks an earlier result, KeyError. The
+                # table says at which stage it was.
+                first_line = f"{type(error).__name__}: {error}".split("\n")[0]
+                side.stopped = side.stopped or first_line
         return side
 
-    def prepare(self, question: Question, side: Side) -> None:
+    def prepare(self, question: Question, side: Side, their_side: Side) -> None:
         """From image and text to what the model reads, with their positions."""
         conversation = question.conversation()
         side.prompt = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
@@ -66,18 +69,18 @@ class OurSide:
         names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
         return {name: side.inputs[name].to(self.model.device) for name in names}
 
-    def run(self, side: Side, their_side: Side) -> None:
-        """The stages: from start to end, and each by itself on what the reference gave to it."""
-        kept = side.logits_kept()
+    def run_from_start(self, question: Question, side: Side, their_side: Side) -> None:
+        """The stages from start to end."""
         with recorded(self.modules) as side.stages:
-            self.model(**self.arguments(side), logits_to_keep=kept)
+            self.model(**self.arguments(side), logits_to_keep=side.logits_kept())
 
-        kept = their_side.logits_kept()
-        theirs = self.arguments(their_side)
-        theirs["position_ids"] = their_side.inputs["positions"][:, None].to(self.model.device)
-        theirs["pixel_values"] = theirs["pixel_values"].to(self.model.dtype)
+    def run_alone(self, question: Question, side: Side, their_side: Side) -> None:
+        """Each stage by itself, on what the reference gave to it."""
         with recorded(self.modules, their_side.stages) as side.alone:
-            self.model(**theirs, logits_to_keep=kept)
+            self.model(**self.their_arguments(their_side))
+
+    def run_alone_in_float32(self, question: Question, side: Side, their_side: Side) -> None:
+        """The same with all weights widened, where they are in another dtype."""
         if self.model.dtype is torch.float32:
             return
         # The decoder compares the dtype of what it gets with that of its norm.
@@ -85,7 +88,22 @@ class OurSide:
             in_float32(self.model, widened_first=[self.model.model.norm]),
             recorded(self.modules, their_side.stages) as side.alone_float32,
         ):
-            self.model(**theirs, logits_to_keep=kept)
+            self.model(**self.their_arguments(their_side))
+
+    def their_arguments(self, their_side: Side) -> dict[str, Any]:
+        """What the reference's processor gave to its model, with its positions, for ours."""
+        arguments: dict[str, Any] = dict(self.arguments(their_side))
+        positions = their_side.inputs["positions"][:, None]  # (3, 1, T)
+        arguments["position_ids"] = positions.to(self.model.device)
+        # Rounded as the reference's model rounds them, also where weights are widened.
+        arguments["pixel_values"] = arguments["pixel_values"].to(self.model.dtype)
+        arguments["logits_to_keep"] = their_side.logits_kept()
+        return arguments
+
+    def measure(self, question: Question, side: Side, their_side: Side) -> None:
+        """Time and memory of a pass over the prompt."""
+        arguments = self.arguments(side)
+        side.measure_prefill(lambda: self.model(**arguments, logits_to_keep=1))
 
     def generate(self, question: Question, side: Side, their_side: Side) -> None:
         """The answer, with the same settings; and the logits behind each of *their* tokens."""

@@ -7,11 +7,8 @@ import torch
 from comparison import mean_relative
 from measure import peak_memory, seconds
 from PIL import Image
-from stages import EMBEDDINGS, SPLICE
+from stages import EMBEDDINGS, LOGITS_KEPT, SPLICE
 from torch import Tensor
-
-# Of a prompt at most so many last positions get logits: with 150,000 tokens they are large.
-LOGITS_KEPT = 16
 
 
 @dataclass(frozen=True)

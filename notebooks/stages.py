@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 EMBEDDINGS = "token embeddings"
+LOGITS = "logits"
+# Of a prompt only so many last positions are kept: with 150,000 tokens logits are large.
+LOGITS_KEPT = 16
 SPLICE = "splice"  # what enters the first layer of the decoder: no module's result
 
 
@@ -36,7 +39,7 @@ def stage_modules(visual: nn.Module, decoder: nn.Module, head: nn.Module) -> dic
         modules[f"decoder layer {i}: MLP"] = layer.mlp
         modules[f"decoder layer {i}"] = layer
     modules["final norm"] = decoder.norm
-    modules["logits"] = head
+    modules[LOGITS] = head
     return modules
 
 
@@ -76,7 +79,8 @@ class Recorder:
         return (self.note(SPLICE, args[0]), *args[1:])
 
     def note(self, name: str, result: Tensor) -> Tensor:
-        self.results[name] = as_rows(result)
+        rows = as_rows(result)
+        self.results[name] = rows[-LOGITS_KEPT:] if name == LOGITS else rows
         # Attention and MLP are not replaced: their layer, or block, is a stage as a whole.
         replacement = self.replacements.get(name)
         is_part = ": " in name

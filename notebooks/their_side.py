@@ -124,7 +124,7 @@ class TheirSide:
 
     def arguments(self, side: Side) -> dict[str, Any]:
         """The arguments of a pass over the prompt."""
-        arguments: dict[str, Any] = {"logits_to_keep": side.logits_kept(), "use_cache": False}
+        arguments: dict[str, Any] = {"use_cache": False}
         for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
             arguments[name] = side.inputs[name].to(self.model.device)
         return arguments
@@ -132,7 +132,7 @@ class TheirSide:
     def generate(self, question: Question, side: Side) -> None:
         """The most probable token at each step: no sampling, no penalty, whatever the file says."""
         arguments = self.arguments(side)
-        del arguments["logits_to_keep"], arguments["use_cache"]
+        del arguments["use_cache"]
         start = seconds()
         output = self.model.generate(
             **arguments,
