@@ -83,12 +83,13 @@ class OurSide:
         """The same with all weights widened, where they are in another dtype."""
         if self.model.dtype is torch.float32:
             return
+        arguments = self.their_arguments(their_side)
         # The decoder compares the dtype of what it gets with that of its norm.
         with (
             in_float32(self.model, widened_first=[self.model.model.norm]),
             recorded(self.modules, their_side.stages) as side.alone_float32,
         ):
-            self.model(**self.their_arguments(their_side))
+            self.model(**arguments)
 
     def their_arguments(self, their_side: Side) -> dict[str, Any]:
         """What the reference's processor gave to its model, with its positions, for ours."""
