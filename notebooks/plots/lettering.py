@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
 
 
 def drawable(text: str) -> str:
@@ -28,10 +27,11 @@ def show() -> None:
     figure = plt.gcf()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            # Labels of ticks are made anew from their formatter whenever a figure is drawn.
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [drawable(str(label)) for label in formatter.seq]
+            # Labels of ticks are made anew whenever a figure is drawn, so they are stated anew.
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            shown = [drawable(label) for label in labels]
+            if shown != labels:
+                axis.set_ticks(axis.get_ticklocs(), shown)
     for text in figure.findobj(is_text):
         written = text.get_text()
         if drawable(written) != written:
