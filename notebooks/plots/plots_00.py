@@ -130,6 +130,5 @@ def draw_tokens(right: Sequence[int], yours: Sequence[int], end: int) -> None:
     plt.xlabel("step")
     plt.ylabel("word (id)")
     plt.xticks(range(1, max(len(yours), len(right)) + 1))
-    plt.yticks(range(5))
     plt.legend()
     plt.show()
