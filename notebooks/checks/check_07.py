@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import course
@@ -173,7 +174,7 @@ def _rooms() -> list[tuple[int, int, int]]:
         height, width = rng.randint(100, 2000), rng.randint(100, 2000)
         tokens = [_tokens(n, height, width)[0] for n in COUNTS]
         # As much room as a video takes that is cheaper than one with fewer frames.
-        cheaper = [b for a, b in zip(tokens[:-1], tokens[1:], strict=True) if b < a]
+        cheaper = [b for a, b in pairwise(tokens) if b < a]
         rooms.append((rng.choice(cheaper or tokens), height, width))
         rooms.append((rng.randint(200, 40000), height, width))
     return rooms

@@ -48,9 +48,8 @@ def _try_random(answer: Callable, seed: int) -> None:
         if name == wrong or (wrong in ours and rng.random() < 0.5):
             factor = rng.choice((1.5, 1.5, 30))
         i = rng.randrange(ours[name].numel())
-        ours[name].view(-1)[i] += (
-            rng.choice((-1, 1)) * factor * tolerance * theirs[name].abs().max()
-        )
+        error = factor * tolerance * theirs[name].abs().max()
+        ours[name].view(-1)[i] += rng.choice((-1, 1)) * error
     case = f"stages {names} and a tolerance of {tolerance:.1e}"
     _expect(case, answer(dict(ours), dict(theirs), tolerance), wrong)
 

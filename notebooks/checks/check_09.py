@@ -161,9 +161,7 @@ def _check_shape(given: object) -> tuple[str, list[tuple[float, float]]]:
         raise Wrong(f"{name!r} is a word that the model knows already: find a new one")
     tokenizer = Qwen2VLProcessor.from_pretrained("tiny").tokenizer
     if len(tokenizer.encode(f" {name}").ids) == 1:
-        raise Wrong(
-            f"the tokenizer has a token for {name!r}: the model has met it in other answers"
-        )
+        raise Wrong(f"the tokenizer has a token for {name!r}: the model has met the word before")
     if len(corners) < 3 or any(len(corner) != 2 for corner in corners):
         raise Wrong(f"a polygon has three corners (x, y) or more; yours: {corners!s:.60}")
     for x, y in corners:

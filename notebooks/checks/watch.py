@@ -60,23 +60,32 @@ def without_calls(answer: Callable, *forbidden: str) -> Callable:
         used = sorted(calls.names & set(forbidden))
         if used:
             name = used[0].split(".")[-1]
-            raise Wrong(f"it calls `{name}`, which does the whole thing: write it out yourself")
+            raise Wrong(f"it calls `{name}`, which is not allowed here: write it out yourself")
         return result
 
     return watched
 
 
-class Copies(TorchDispatchMode):
-    """Notes the largest tensor that is made of the given ones alone, views included.
+class _Mode(TorchDispatchMode):
+    """A mode that doesn't import PyTorch's compiler at its first call, which takes seconds."""
 
-    What is computed from the given tensors together with others (a product of queries and keys)
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Copies(_Mode):
+    """Notes the largest tensor that is made of some given ones without others, views included.
+
+    What is computed from the first together with the others (a product of queries and keys)
     doesn't count.
     """
 
-    def __init__(self, sources: Sequence[Tensor]) -> None:
+    def __init__(self, sources: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         super().__init__()
-        self.alive = list(sources)  # kept, so that no id is used twice
-        self.ids = {id(x) for x in sources}
+        self.alive = [*sources, *others]  # kept, so that no id is used twice
+        self.of_sources = {id(x) for x in sources}
+        self.of_others = {id(x) for x in others}
         self.largest = 0
 
     def __torch_dispatch__(
@@ -85,19 +94,18 @@ class Copies(TorchDispatchMode):
         """PyTorch calls this for every operation on tensors."""
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        # Whole numbers choose elements and hold none: k[:, indices] is made of k alone.
-        numbers = [x for x in inputs if x.is_floating_point()]
-        if numbers and all(id(x) in self.ids for x in numbers):
-            for x in tree_leaves(result):
-                if isinstance(x, Tensor):
-                    self.alive.append(x)
-                    self.ids.add(id(x))
-                    self.largest = max(self.largest, x.numel())
+        inputs = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        self.alive += results
+        if inputs & self.of_others:
+            self.of_others |= {id(x) for x in results}
+        elif inputs & self.of_sources:
+            self.of_sources |= {id(x) for x in results}
+            self.largest = max([self.largest, *(x.numel() for x in results)])
         return result
 
 
-class Dtypes(TorchDispatchMode):
+class Dtypes(_Mode):
     """Notes the dtypes of all tensors that operations return."""
 
     def __init__(self) -> None:

@@ -72,14 +72,14 @@ def unpatchify(patches, grid, image_processor):
     return x.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * size, w * size)
 
 
-# %% unpatchify: the official sizes of patch and square are written into the code
+# %% unpatchify: squares of 2 x 2 are written into the code
 def unpatchify(patches, grid, image_processor):
     _, h, w = grid
-    size, depth = 14, 2
-    merge = 2
+    size, depth = image_processor.patch_size, image_processor.temporal_patch_size
+    merge = 2 if h % 2 == 0 and w % 2 == 0 else 1
     mean = torch.tensor(image_processor.image_mean)[:, None]
     std = torch.tensor(image_processor.image_std)[:, None]
-    x = (patches.view(h * w, 3, -1) * std + mean)[:, :, : 2 * 14 * 14]
+    x = patches.view(h * w, 3, -1) * std + mean
     x = x.view(h // merge, w // merge, merge, merge, 3, depth, size, size)[:, :, :, :, :, 0]
     x = x.permute(4, 0, 2, 5, 1, 3, 6)
     return x.reshape(3, h * size, w * size)

@@ -3,7 +3,7 @@
 
 # %% grouped: deals the heads out in turn
 def grouped(q, k, v):
-    B, H, T, d = q.shape
+    H, T, d = q.shape[1:]
     K, S = k.shape[1:3]
     mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
     heads = []
@@ -177,7 +177,7 @@ def grouped(q, k, v):
 
 # %% grouped: copies by a product with ones
 def grouped(q, k, v):
-    B, K, S, d = k.shape
+    K = k.shape[1]
     ones = torch.ones(1, 1, q.shape[1] // K, 1, 1)
     k = (k[:, :, None] * ones).flatten(1, 2)
     v = (v[:, :, None] * ones).flatten(1, 2)
