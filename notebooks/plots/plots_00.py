@@ -64,7 +64,7 @@ def draw_probabilities(words: Sequence[str], probabilities: Sequence[float]) -> 
     plt.figure(figsize=(6, 2.6))
     plt.barh(labels[::-1], percent[::-1], color="0.5", edgecolor="black")
     plt.title("The five most probable first tokens of the answer")
-    plt.xlabel("probability (%), each line ten times the one before")
+    plt.xlabel("probability (%), on a logarithmic axis")
     plt.xscale("log")
     show()
 
@@ -132,6 +132,5 @@ def draw_tokens(right: Sequence[int], yours: Sequence[int], end: int) -> None:
     plt.xlabel("step")
     plt.ylabel("word (id)")
     plt.xticks(range(1, max(len(yours), len(right)) + 1))
-    plt.yticks(range(5))
     plt.legend()
     show()

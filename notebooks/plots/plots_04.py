@@ -126,7 +126,7 @@ def draw_angles(angles: Tensor, sections: Sequence[int], start: int, stop: int) 
 
 def draw_scores(maps: dict[str, Tensor], query: tuple[int, int]) -> None:
     """Scores (h, w) of one query with every cell of an image; a cross marks the query's cell."""
-    _, panels = plt.subplots(1, len(maps), figsize=(5 * len(maps), 3.4))
+    _, panels = plt.subplots(1, len(maps), figsize=(4.2 * len(maps), 2.4))
     for axes, (title, scores) in zip(panels, maps.items(), strict=True):
         shown = axes.imshow(scores, cmap="gray")
         axes.plot(query[1], query[0], "x", color="black", markersize=10, markeredgewidth=2)

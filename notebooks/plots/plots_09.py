@@ -53,9 +53,9 @@ def draw_block_changes(changes: dict[str, list[float]]) -> None:
     """How much each vision block changes its input, a line for each model."""
     plt.figure(figsize=(6, 3))
     for (name, values), style in zip(changes.items(), ("o--", "o-", "s:"), strict=True):
-        plt.plot(range(1, len(values) + 1), values, style, label=name)
+        plt.plot(range(len(values)), values, style, label=name)
     plt.yscale("log")
-    plt.xticks(range(1, len(values) + 1))
+    plt.xticks(range(len(values)))
     plt.title("How much each vision block changes its input")
     plt.xlabel("block")
     plt.ylabel("change / input")
