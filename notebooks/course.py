@@ -87,6 +87,7 @@ def load(attention: str = "eager") -> tuple[Qwen2VLForConditionalGeneration, Qwe
     if not IS_TINY or ASKED_DTYPE is not None:
         print("dtype:", reason)
     STATE.dtype = dtype
+    STATE.reference_model = None
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         MODEL, dtype=dtype, device_map=DEVICE, attn_implementation=attention
     )
@@ -160,7 +161,7 @@ def check(
     `theirs` is None where there is no reference: then the line says so.
     """
     if theirs is None:
-        print(f"– {claim}: no reference here (no transformers installed, none stored for {MODEL})")
+        no_reference(claim)
         return
     apart = difference(ours, theirs)
     if not apart <= tolerance:  # NaN fails as well
@@ -194,34 +195,41 @@ def transformers_installed() -> bool:
 
 
 def reference_model() -> Any:
-    """The same checkpoint in transformers, in our dtype; None where that is not installed."""
+    """The same checkpoint in transformers, in our dtype; None where that is not installed.
+
+    It is loaded once: a cell that runs again gets the same one.
+    """
     if not transformers_installed():
         return None
-    import transformers
+    if STATE.reference_model is None:
+        from their_side import load_model
 
-    model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
-        find_checkpoint(MODEL), dtype=STATE.dtype, attn_implementation="eager"
-    )
-    STATE.reference_model = model.eval().to(DEVICE)
+        STATE.reference_model = load_model(MODEL, STATE.dtype, DEVICE)
     return STATE.reference_model
 
 
 def reference(name: str, ask: Callable[[], ArrayLike | Tensor]) -> Tensor | None:
     """What the reference says: ask() where transformers is installed, else the stored array `name`.
 
-    With QWEN2VL_STORE=1 what ask() gives is stored. There are arrays for the embedded model
-    only.
+    With QWEN2VL_STORE=1 what ask() gives is stored. There are arrays for the embedded model in
+    float32 only.
     """
     file = STORED / f"{name}.npy"
+    has_stored = IS_TINY and STATE.dtype is torch.float32
     if transformers_installed():
         theirs = torch.as_tensor(ask()).detach().cpu()
-        if os.environ.get("QWEN2VL_STORE") and IS_TINY:
+        if os.environ.get("QWEN2VL_STORE") and has_stored:
             STORED.mkdir(exist_ok=True)
             np.save(file, theirs.numpy())
         return theirs
-    if IS_TINY and file.exists():
+    if has_stored and file.exists():
         return torch.from_numpy(np.load(file))
     return None
+
+
+def no_reference(what: str) -> None:
+    """Say that something could not be compared."""
+    print(f"– {what}: no reference here (no transformers installed, none stored for {MODEL})")
 
 
 # ------------------------------------------------------------------------------ what they compute
@@ -254,7 +262,7 @@ def their_prompt(conversation: list[dict]) -> str | None:
 
 def their_stages(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """What each stage of the reference puts out for these inputs: name to (rows, D)."""
-    model = loaded_reference()
+    model = reference_model()
     with recorded(their_modules()) as results:
         model(**inputs, use_cache=False)
     return results
@@ -262,25 +270,21 @@ def their_stages(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def their_vision_stages(pixel_values: Tensor, grid_thw: Tensor) -> dict[str, Tensor]:
     """The same for the vision transformer alone."""
-    visual = loaded_reference().model.visual
+    visual = reference_model().model.visual
     with recorded(their_modules()) as results:
         visual(pixel_values, grid_thw)
     return results
 
 
-def loaded_reference() -> Any:
-    """The reference's model, loaded at the first call."""
-    return reference_model() if STATE.reference_model is None else STATE.reference_model
-
-
 def their_modules() -> dict[str, torch.nn.Module]:
-    parts = loaded_reference().model
-    return stage_modules(parts.visual, parts.language_model, STATE.reference_model.lm_head)
+    """The reference's parts by stage."""
+    model = reference_model()
+    return stage_modules(model.model.visual, model.model.language_model, model.lm_head)
 
 
 def their_answer(inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
     """The reference's most probable token at each step, (new tokens,)."""
-    ids = loaded_reference().generate(
+    ids = reference_model().generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -345,7 +349,7 @@ def compare(
     the reference itself. show: False to leave the table to `summary`.
     """
     if theirs is None:
-        print(f"– {stage}: no reference here (no transformers installed, none stored for {MODEL})")
+        no_reference(stage)
         return
     a = torch.as_tensor(ours).detach().cpu()
     b = theirs.values
@@ -375,7 +379,7 @@ def stage_measure(ours: Tensor, theirs: Tensor, rounding: float) -> Measure:
 def compare_text(stage: str, ours: str, theirs: str | None) -> None:
     """The same for texts, which must be equal; theirs is None without transformers."""
     if theirs is None:
-        print(f"– {stage}: no reference here (no transformers installed)")
+        no_reference(stage)
         return
     keep(compare_sides(stage, ours, theirs))
 
@@ -388,7 +392,7 @@ def compare_answer(stage: str, ours: list[int], inputs: dict[str, Tensor], name:
     """
     theirs = reference(name, lambda: their_answer(inputs, len(ours)))
     if theirs is None:
-        print(f"– {stage}: no reference here (no transformers installed, none stored for {MODEL})")
+        no_reference(stage)
         return
     row = compare_sides(stage, torch.tensor(ours), theirs)
     if not row.holds and STATE.dtype is not torch.float32:
