@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 import load
+from tests.helpers.official_layout import save_official_layout
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -193,9 +194,56 @@ def test_what_a_notebook_says_of_this_checkpoint_is_checked_by_its_cells(path):
     assert "course.answered(" in code, "its sentences about answers are not checked"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS[1:2], ids=ids[1:2])
-def test_without_transformers_the_stored_reference_takes_its_place(path):
-    execute(nbformat.read(path, as_version=4), QWEN2VL_NO_TRANSFORMERS="1")
+def test_without_transformers_the_stored_reference_takes_its_place(amount):
+    for path in NOTEBOOKS[: amount(1, 9)]:
+        notebook = nbformat.read(path, as_version=4)
+        execute(notebook, QWEN2VL_NO_TRANSFORMERS="1")
+        lines = "".join(map(printed, notebook.cells)).splitlines()
+        missing = [line for line in lines if line.startswith("–") and "no reference here" in line]
+        # Only texts have none stored.
+        assert all("prompt text" in line for line in missing), f"{path.name}: {missing}"
+
+
+ASKED = re.compile(r'"(\d\d_\w*)(\{\w+\})?"')
+
+
+def test_what_the_reference_said_is_stored_for_all_that_is_asked_and_for_nothing_else():
+    stored = {file.stem for file in (FOLDER / "reference").glob("*.npy")}
+    asked = set()
+    for path in NOTEBOOKS:
+        code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells)
+        for name, changing in ASKED.findall(code):
+            matching = {one for one in stored if one.startswith(name)} if changing else {name}
+            assert matching, f"{path.name} asks for {name}…, of which none is stored"
+            asked |= matching
+    assert stored == asked
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_a_notebook_shows_the_reference_beside_ours_and_all_stages_at_its_end(path):
+    """`compare` shows both sides; `reference` alone is for a plot that needs the numbers."""
+    cells = nbformat.read(path, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert code.count("course.compare") >= 2
+    assert code.count("course.reference(") == (path.stem[:2] == "08")
+    tables = [cell for cell in cells if cell.source in ("course.summary()", "table")]
+    if path.stem[:2] != "08":  # there the long table comes first
+        shown = tables[-1].outputs[0].data["text/plain"]
+        assert shown.endswith("stages hold.") and len(shown.splitlines()) >= 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_notebook_runs_on_the_official_layout(dtype, official, tmp_path, amount):
+    """Official tokenizer, template, depths and vocabulary; small widths and random weights."""
+    folder = save_official_layout(official, tmp_path)
+    for path in NOTEBOOKS[:9][:: amount(9, 1)]:
+        notebook = nbformat.read(path, as_version=4)
+        execute(notebook, QWEN2VL_MODEL=str(folder), QWEN2VL_DTYPE=dtype)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        # A label without a glyph would be a warning here.
+        warned = [output.text for output in outputs if output.get("name") == "stderr"]
+        assert not warned, f"{path.name}: {warned}"
+        assert any("stages hold." in str(output.get("data")) for output in outputs), path.name
 
 
 @pytest.mark.slow
