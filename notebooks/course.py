@@ -235,13 +235,18 @@ def no_reference(what: str) -> None:
 # ------------------------------------------------------------------------------ what they compute
 
 
+def their_processor() -> Any:
+    """The reference's processor, with its tokenizer; needs transformers."""
+    from their_side import load_processor
+
+    return load_processor(find_checkpoint(MODEL))
+
+
 def their_inputs(conversation: list[dict]) -> dict[str, Tensor] | None:
     """What the reference's own processor makes of a conversation with images; None without it."""
     if not transformers_installed():
         return None
-    from their_side import load_processor
-
-    return load_processor(find_checkpoint(MODEL)).apply_chat_template(
+    return their_processor().apply_chat_template(
         conversation,
         add_generation_prompt=True,
         tokenize=True,
@@ -254,10 +259,9 @@ def their_prompt(conversation: list[dict]) -> str | None:
     """The prompt that the reference's own template writes; None without it."""
     if not transformers_installed():
         return None
-    from their_side import load_processor
-
-    processor = load_processor(find_checkpoint(MODEL))
-    return processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    return their_processor().apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=False
+    )
 
 
 def their_stages(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
