@@ -70,14 +70,17 @@ class Executed(NamedTuple):
     trials: list[Trial]
 
 
-def with_more_cells(path: Path) -> Executed:
-    """The notebook; each code cell twice, asides unfolded, stubs followed by answers to try."""
+def with_more_cells(path: Path, long_ones_too: bool) -> Executed:
+    """The notebook; each code cell twice, asides unfolded, stubs followed by answers to try.
+
+    long_ones_too: whether the cells tagged "long" run twice as well.
+    """
     untried = wrong_answers(path)
     executed = Executed(path, [], set(), set(), [])
     cells = executed.cells
     for cell in nbformat.read(path, as_version=4).cells:
         cells.append(cell)
-        if cell.cell_type == "code":
+        if cell.cell_type == "code" and (long_ones_too or not tagged(cell, "long")):
             cells.append(nbformat.v4.new_code_cell(cell.source))
             executed.again.add(len(cells) - 1)
         if tagged(cell, "check"):
@@ -143,7 +146,7 @@ def execute(notebook: nbformat.NotebookNode, to_the_end: bool = False, **environ
 def executed(request) -> Executed:
     """Each notebook with its answers, run once for all tests that look at what came out."""
     notebook = nbformat.read(request.param, as_version=4)
-    result = with_more_cells(request.param)
+    result = with_more_cells(request.param, request.config.getoption("--full"))
     notebook.cells = result.cells
     execute(notebook, to_the_end=True)
     return result
