@@ -6,7 +6,7 @@
 
 To be done whenever the embedded checkpoint or the code that a notebook shows has changed, on a
 machine with nothing else to do: some notebooks measure times. Notebook 09 trains for ten minutes
-(QWEN2VL_TRAIN_MINUTES) and then fine-tunes twice, the others take about a minute each.
+(QWEN2VL_TRAIN_MINUTES) and then fine-tunes twice, the others take a minute or two each.
 
 A notebook runs to its end even if a cell stops, for instance because a claim about the model's
 answers does not hold with new weights. Then its failed cells are listed, it stays as it was on the
