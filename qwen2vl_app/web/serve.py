@@ -30,8 +30,8 @@ def serve(
     listener = open_port(host, port)
     port = listener.getsockname()[1]  # of port 0 the one that was free
     join = join_address(host, port)
-    svg = None if join is None else qr_svg(join)
-    server = PageServer(model, processor, name, settings, svg)
+    svg = "" if join is None else qr_svg(join)
+    server = PageServer(model, processor, name, settings, join, svg)
     print_addresses(host, port, join)
     config = uvicorn.Config(
         server.app(),

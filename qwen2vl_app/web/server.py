@@ -5,6 +5,7 @@
     POST /api/media      an image or clip, as it is in its file
     GET  /api/cost       what an image of some size costs in tokens
     POST /api/ask        a question; the answer comes as lines of JSON while it is generated
+    POST /api/stop       ends the answer that is being computed
     POST /api/inside     what is looked into after an answer
     GET  /api/state      how many are asking
     GET  /v1/models, POST /v1/chat/completions: see openai_api.py
@@ -22,7 +23,7 @@ import torch
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,6 +55,7 @@ from qwen2vl_app.web.uploads import MAX_BYTES, check_upload, count_tokens
 from qwen2vl_app.web.workers import Event, Job, Workers
 
 STATIC = Path(__file__).parent / "static"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"  # in a clone
 DEFAULT_QUESTION = "Describe this image."
 SMALL_MODEL = (
     50_000_000  # parameters: below, two answers at a time are faster than one on all cores
@@ -106,15 +108,17 @@ class PageServer:
         processor: Qwen2VLProcessor,
         name: str,
         settings: dict[str, object] | None = None,
-        join_svg: str | None = None,
+        join: str | None = None,
+        join_svg: str = "",
     ) -> None:
         """name: of the model, as it is shown. settings: of `model.stream`, where the page sets
-        none. join_svg: a QR code of the address for phones, as SVG.
+        none. join: the address for phones, if it is served to any; join_svg: its QR code.
         """
         self.model = model
         self.processor = processor
         self.name = name
         self.settings = settings or {}
+        self.join = join
         self.join_svg = join_svg
         self.sessions = Sessions(model, processor)
         num_parameters = sum(p.numel() for p in model.parameters())
@@ -132,9 +136,11 @@ class PageServer:
             Route("/api/media", self.add_media, methods=["POST"]),
             Route("/api/cost", self.cost),
             Route("/api/ask", self.ask, methods=["POST"]),
+            Route("/api/stop", self.stop, methods=["POST"]),
             Route("/api/inside", self.inside, methods=["POST"]),
             Route("/api/state", self.state),
-            Route("/api/join.svg", self.join),
+            Route("/api/join.svg", self.join_code),
+            Route("/notebooks/{name}", self.notebook),
             Route("/v1/models", self.openai.models),
             Route("/v1/models/{name:path}", self.openai.model_facts),
             Route("/v1/chat/completions", self.openai.complete, methods=["POST"]),
@@ -173,7 +179,8 @@ class PageServer:
             "maxNewTokens": MAX_NEW_TOKENS,
             "maxMedia": MAX_MEDIA,
             "maxQuestion": MAX_QUESTION,
-            "hasJoin": self.join_svg is not None,
+            "join": self.join,
+            "notebooks": NOTEBOOKS.is_dir(),
         }
         return JSONResponse(facts)
 
@@ -185,10 +192,18 @@ class PageServer:
         }
         return JSONResponse(facts)
 
-    async def join(self, request: Request) -> Response:
-        if self.join_svg is None:
+    async def join_code(self, request: Request) -> Response:
+        if self.join is None:
             raise Refused("the page is served to this machine only: --host 0.0.0.0", 404)
         return Response(self.join_svg, media_type="image/svg+xml")
+
+    async def notebook(self, request: Request) -> Response:
+        """A notebook of the course, to be saved; a clone has them, a wheel does not."""
+        name = request.path_params["name"]
+        known = {path.name: path for path in NOTEBOOKS.glob("*.ipynb")}
+        if name not in known:
+            raise Refused("there is no such notebook here", 404)
+        return FileResponse(known[name], media_type="application/x-ipynb+json", filename=name)
 
     async def cost(self, request: Request) -> Response:
         fields: dict[str, object] = {}
@@ -271,10 +286,14 @@ class PageServer:
         for token in session.tokens(question):
             count += 1
             token_id = int(token)
-            job.send({"text": stream.push(token_id)})
+            piece = stream.push(token_id)
+            if piece:
+                job.send({"text": piece})
             if job.is_cancelled:
                 break
-        job.send({"text": stream.finish()})
+        rest = stream.finish()
+        if rest:
+            job.send({"text": rest})
         done: Event = {
             "done": True,
             "turn": len(conversation.messages) - 1,
@@ -285,6 +304,14 @@ class PageServer:
             "tokensLeft": conversation.tokens_left,
         }
         job.send(done)
+
+    async def stop(self, request: Request) -> Response:
+        """End the answer that is being computed; what was said so far stays."""
+        fields = await read_json(request, MAX_JSON_BYTES)
+        session = self.sessions.find(fields.get("session"))
+        if session.job is not None:
+            session.job.cancel()
+        return JSONResponse({})
 
     async def inside(self, request: Request) -> Response:
         """What is looked into of the answer at index "turn" of the conversation."""
@@ -310,9 +337,8 @@ class PageServer:
 
 async def json_lines(job: Job) -> AsyncIterator[bytes]:
     """The events of a job, each as a line."""
-    async with contextlib.aclosing(job.read()) as events:
-        async for event in events:
-            yield json.dumps(event).encode() + b"\n"
+    async for event in job.read():
+        yield json.dumps(event).encode() + b"\n"
 
 
 async def answer_refused(request: Request, error: Exception) -> Response:
