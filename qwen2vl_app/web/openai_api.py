@@ -6,10 +6,11 @@
 Images come as data: URIs; no address is fetched. A setting acts, or is refused by its name.
 """
 
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -120,6 +121,8 @@ class OpenAIInterface:
             if "error" in last:
                 raise Refused(str(last["error"]), 500)
             text += str(last.get("text", ""))
+            if await request.is_disconnected():
+                job.cancel()
             last = await next_event(events)
         choice = {
             "index": 0,
@@ -134,26 +137,27 @@ class OpenAIInterface:
         self,
         completion: Completion,
         first: Event,
-        events: AsyncIterator[Event],
+        events: AsyncGenerator[Event, None],
         head: dict[str, object],
     ) -> AsyncIterator[str]:
         """The answer as server-sent events, the last of which says [DONE]."""
-        head = {**head, "object": "chat.completion.chunk"}
-        if completion.has_usage:
-            head["usage"] = None
-        yield event_line(head, {"role": "assistant", "content": ""}, None)
-        event = first
-        while "usage" not in event:
-            if "error" in event:
-                yield f"data: {json.dumps({'error': {'message': event['error']}})}\n\n"
-                return
-            if event.get("text"):
-                yield event_line(head, {"content": event["text"]}, None)
-            event = await next_event(events)
-        yield event_line(head, {}, event["finish_reason"])
-        if completion.has_usage:
-            yield f"data: {json.dumps({**head, 'choices': [], 'usage': event['usage']})}\n\n"
-        yield "data: [DONE]\n\n"
+        async with contextlib.aclosing(events):  # a client that hangs up ends it at once
+            head = {**head, "object": "chat.completion.chunk"}
+            if completion.has_usage:
+                head["usage"] = None
+            yield event_line(head, {"role": "assistant", "content": ""}, None)
+            event = first
+            while "usage" not in event:
+                if "error" in event:
+                    yield f"data: {json.dumps({'error': {'message': event['error']}})}\n\n"
+                    return
+                if event.get("text"):
+                    yield event_line(head, {"content": event["text"]}, None)
+                event = await next_event(events)
+            yield event_line(head, {}, event["finish_reason"])
+            if completion.has_usage:
+                yield f"data: {json.dumps({**head, 'choices': [], 'usage': event['usage']})}\n\n"
+            yield "data: [DONE]\n\n"
 
     # -------------------------------------------------------------------------------- in a thread
 

@@ -337,8 +337,9 @@ class PageServer:
 
 async def json_lines(job: Job) -> AsyncIterator[bytes]:
     """The events of a job, each as a line."""
-    async for event in job.read():
-        yield json.dumps(event).encode() + b"\n"
+    async with contextlib.aclosing(job.read()) as events:  # a client that hangs up ends it at once
+        async for event in events:
+            yield json.dumps(event).encode() + b"\n"
 
 
 async def answer_refused(request: Request, error: Exception) -> Response:

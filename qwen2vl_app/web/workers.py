@@ -13,7 +13,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import torch
 
@@ -47,7 +47,7 @@ class Job:
         """Stop it: before its next token, or before it has begun."""
         self.is_cancelled = True
 
-    async def read(self) -> AsyncIterator[Event]:
+    async def read(self) -> AsyncGenerator[Event, None]:
         """All events, each as soon as it is there; places in the queue while it waits.
 
         Whoever stops reading early cancels the job.

@@ -1,7 +1,7 @@
 // Look inside: the picture in patches, the prompt in tokens, and each token of the answer.
 
 import { element, percent, visible } from "./dom.js";
-import { drawGrid, drawMap, Maps, SHOWN_WIDTH } from "./maps.js";
+import { drawGrid, drawMap, Maps } from "./maps.js";
 
 const NOTEBOOKS = {
   "01_pixels_to_patches": "01, From pixels to patches",
@@ -71,13 +71,14 @@ export class Inside {
     canvas.addEventListener("pointerdown", (event) => this.touchSquare(event, canvas, medium, facts));
     canvas.addEventListener("pointermove", (event) => this.touchSquare(event, canvas, medium, facts));
     const title = this.data.media.length > 1 ? `Picture ${number + 1} in patches` : "The picture in patches";
-    const read = `How to read it: this is what the model sees, ${medium.width} × ${medium.height} pixels. Thin lines cut it into `
+    const read = `This is what the model sees, ${medium.width} × ${medium.height} pixels. Thin lines cut it into `
       + `${h} × ${w} = ${h * w} patches of ${patch} × ${patch} pixels; a patch is the smallest thing that it looks at. Thick lines join `
       + `${merge} × ${merge} patches to one token: ${h / merge} × ${w / merge} = ${(h * w) / merge ** 2} tokens`
       + (isClip ? `, for each of ${t} pairs of frames: ${medium.count} in all.` : ".");
     const legend = element("p", { class: "legend" }, `thin line: patch, ${patch} pixels`, element("span", {}, `thick line: token, ${side} pixels`));
-    return element("figure", {}, element("h3", {}, title), element("p", { class: "read" }, read), canvas, legend, facts,
-      this.frameSlider(medium, (image) => drawGrid(canvas, medium, image, this.data)), this.note("01_pixels_to_patches"));
+    const slider = this.frameSlider(medium, (image) => drawGrid(canvas, medium, image, this.data));
+    const beside = element("div", {}, howTo(read), legend, facts, slider, this.note("01_pixels_to_patches"));
+    return element("figure", {}, element("h3", {}, title), element("div", { class: "beside" }, canvas, beside));
   }
 
   // A clip has several pictures: a slider chooses the pair of frames.
@@ -133,11 +134,11 @@ export class Inside {
     for (const [kind, text] of [["text", "text"], ["control", "control token: begins and ends turns and pictures"], ["image", "picture: one square, one token"]]) {
       legend.append(element("span", {}, element("i", { class: kind }), text));
     }
-    const read = "How to read it: from left to right, line by line, this is all that the decoder reads. Under a token stand its number in the "
+    const read = "From left to right, line by line, this is all that the decoder reads. Under a token stand its number in the "
       + "vocabulary (#) and its three positions: time, row, column (M-RoPE). For text all three are equal and count on by one. All squares of a picture "
       + "have one time; their row and column tell where they lie. The text after a picture goes on after the largest number so far.";
     return element("figure", {}, element("h3", {}, "The prompt in tokens, and where each one stands"),
-      element("p", { class: "read" }, read), legend, chips, this.note("03_words_and_chat"), this.note("04_mrope"));
+      howTo(read), legend, chips, this.note("03_words_and_chat"), this.note("04_mrope"));
   }
 
   // The tokens of a picture in their rows, each with its piece of the picture.
@@ -148,15 +149,15 @@ export class Inside {
     block.append(element("p", {}, `${medium.count} × ${tokens.texts[medium.first]} #${tokens.ids[medium.first]}: the picture is spliced in here. Positions: time · row · column.`));
     for (let frame = 0; frame < t; frame++) {
       const grid = element("div", { class: "squares" });
-      grid.style.gridTemplateColumns = `repeat(${w}, 46px)`;
+      grid.style.gridTemplateColumns = `repeat(${w}, 50px)`;
       const source = medium.frames[frame];
       for (let i = 0; i < h * w; i++) {
         const index = medium.first + frame * h * w + i;
         const square = element("div", { class: "square", "data-index": index }, element("small", {}, tokens.positions[index].join("·")));
         if (source) {
           square.style.backgroundImage = `url(${source})`;
-          square.style.backgroundSize = `${46 * w}px ${46 * h}px`;
-          square.style.backgroundPosition = `${-46 * (i % w)}px ${-46 * Math.floor(i / w)}px`;
+          square.style.backgroundSize = `${50 * w}px ${50 * h}px`;
+          square.style.backgroundPosition = `${-50 * (i % w)}px ${-50 * Math.floor(i / w)}px`;
         }
         grid.append(square);
       }
@@ -182,7 +183,7 @@ export class Inside {
     this.mapHolder = element("div");
     this.lensHolder = element("div", { class: "wide" });
     this.barHolder = element("div");
-    return element("figure", {}, element("h3", {}, "The answer, token by token"), element("p", { class: "read" }, read), this.words,
+    return element("figure", {}, element("h3", {}, "The answer, token by token"), howTo(read), this.words,
       element("div", { class: "two" }, element("div", {}, ...this.mapParts()), element("div", {}, ...this.barParts())), ...this.lensParts());
   }
 
@@ -236,15 +237,21 @@ export class Inside {
     others.sort((a, b) => weights[b] - weights[a]);
     const named = others.slice(0, 3).map((i) => `${visible(tokens.texts[i])} ${percent(weights[i])}`).join(", ");
     const read = this.body.querySelector("#map-read");
-    read.textContent = `How to read it: while it chose this token, the model spread its attention, 100 % in all, over what it had read. `
+    const text = `While it chose this token, the model spread its attention, 100 % in all, over what it had read. `
       + (media.length ? `A square is as bright as its share; the picture got ${percent(onPicture)} in all. ` : "There was no picture. ")
       + `Of the text most went to ${named}. Attention tells where it read from, not why.`;
+    read.replaceChildren(...howTo(text).childNodes);
   }
 
   lensParts() {
-    const read = "How to read it: each column is a token of the answer, each row a layer. A cell is the token that the model would have said had it "
+    const read = "Each column is a token of the answer, each row a layer. A cell is the token that the model would have said had it "
       + "stopped after that layer, darker the surer it was. Read a column downwards to see the answer form; framed cells are what was said in the end.";
-    return [element("h3", {}, "What each layer would have said (logit lens)"), element("p", { class: "read" }, read), this.lensHolder, this.note("05_decoder")];
+    return [element("h3", {}, "What each layer would have said (logit lens)"), howTo(read), this.lensHolder, this.lensLegend(), this.note("05_decoder")];
+  }
+
+  lensLegend() {
+    return element("p", { class: "legend" }, element("span", {}, element("i", { class: "bar" }), "darker: more probable"),
+      element("span", {}, element("i", { class: "frame" }), "what was said in the end"));
   }
 
   drawLens() {
@@ -269,9 +276,10 @@ export class Inside {
   }
 
   barParts() {
-    const read = `How to read it: before it chooses, the model gives every token a probability. These are the ${NUM_BARS} highest; the framed one was said. `
+    const read = `Before it chooses, the model gives every token a probability. These are the ${NUM_BARS} highest; the framed one was said. `
       + "Move the temperature: lower makes the first surer, higher makes all more alike. Top-p strikes out the improbable ones.";
-    return [element("h3", {}, "What it nearly said"), element("p", { class: "read" }, read), this.barHolder,
+    return [element("h3", {}, "What it nearly said"), howTo(read), this.barHolder,
+      element("p", { class: "legend" }, element("span", {}, element("i", { class: "bar" }), "probability"), element("span", {}, element("i", { class: "frame" }), "said")),
       this.slider("Temperature", 0.1, 2, 0.1, this.temperature, (value) => { this.temperature = value; this.drawBars(); }, (value) => value.toFixed(1)),
       this.slider("Top-p", 0.05, 1, 0.05, this.topP, (value) => { this.topP = value; this.drawBars(); }, (value) => value.toFixed(2)),
       this.note("06_generation")];
@@ -309,6 +317,8 @@ export class Inside {
   }
 }
 
+const howTo = (text) => element("p", { class: "read" }, element("b", {}, "How to read it: "), text);
+
 const sumOf = (weights, first, count) => weights.slice(first, first + count).reduce((sum, value) => sum + value, 0);
 
 function chip(tokens, i) {
@@ -323,5 +333,3 @@ async function loaded(source) {
   await image.decode();
   return image;
 }
-
-export { SHOWN_WIDTH };

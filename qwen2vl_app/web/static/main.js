@@ -129,6 +129,7 @@ function finishTurn(turn, event, said, milliseconds) {
   const button = element("button", { type: "button", click: () => guarded(() => lookInside(event.turn, said)) }, "Look inside");
   turn.holder.append(button);
   if (inside.isOpen) guarded(() => lookInside(event.turn, said, true));
+  drawCrowd();
 }
 
 async function lookInside(turn, said, isQuiet) {

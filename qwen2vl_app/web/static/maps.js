@@ -1,6 +1,6 @@
 // Drawing the picture with its grid, and the attention maps over it.
 
-export const SHOWN_WIDTH = 640; // pixels of a canvas, about
+const SHOWN_WIDTH = 640; // pixels of a canvas, about
 
 // The attention weights that the server has sent: one byte each, 255 times the root of the weight.
 export class Maps {
