@@ -15,9 +15,9 @@ export function element(name, attributes = {}, ...children) {
 export const byId = (id) => document.getElementById(id);
 
 export function percent(share) {
-  if (share >= 0.0995) return `${Math.round(100 * share)} %`;
-  if (share >= 0.001) return `${(100 * share).toFixed(1)} %`;
-  return share > 0 ? "< 0.1 %" : "0 %";
+  if (share >= 0.0995) return `${Math.round(100 * share)}\u00a0%`;
+  if (share >= 0.001) return `${(100 * share).toFixed(1)}\u00a0%`;
+  return share > 0 ? "<\u00a00.1\u00a0%" : "0\u00a0%";
 }
 
 // A token as it can be seen: blanks and line ends have a sign.

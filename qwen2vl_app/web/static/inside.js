@@ -85,12 +85,13 @@ export class Inside {
   frameSlider(medium, draw) {
     if (medium.images.length < 2) return "";
     const out = element("output", {}, "1");
-    const slider = element("input", { type: "range", min: 1, max: medium.images.length, value: 1, input: () => {
+    const id = `frames-${medium.first}`;
+    const slider = element("input", { id, type: "range", min: 1, max: medium.images.length, value: 1, input: () => {
       medium.frame = Number(slider.value) - 1;
       out.textContent = slider.value;
       draw(medium.images[medium.frame]);
     } });
-    return element("label", {}, "Pair of frames ", out, ` of ${medium.grid[0]} `, slider);
+    return element("label", { for: id }, "Pair of frames ", out, ` of ${medium.grid[0]} `, slider);
   }
 
   touchSquare(event, canvas, medium, facts) {
@@ -136,7 +137,8 @@ export class Inside {
     }
     const read = "From left to right, line by line, this is all that the decoder reads. Under a token stand its number in the "
       + "vocabulary (#) and its three positions: time, row, column (M-RoPE). For text all three are equal and count on by one. All squares of a picture "
-      + "have one time; their row and column tell where they lie. The text after a picture goes on after the largest number so far.";
+      + "have one time (in a clip each pair of frames has the next one); their row and column tell where they lie. The text after it goes on after the "
+      + "largest number so far.";
     return element("figure", {}, element("h3", {}, "The prompt in tokens, and where each one stands"),
       howTo(read), legend, chips, this.note("03_words_and_chat"), this.note("04_mrope"));
   }
@@ -146,7 +148,7 @@ export class Inside {
     const { tokens, merge } = this.data;
     const [t, h, w] = [medium.grid[0], medium.grid[1] / merge, medium.grid[2] / merge];
     const block = element("div", { class: "block", role: "listitem" });
-    block.append(element("p", {}, `${medium.count} × ${tokens.texts[medium.first]} #${tokens.ids[medium.first]}: the picture is spliced in here. Positions: time · row · column.`));
+    block.append(element("p", {}, `${medium.count} × ${tokens.texts[medium.first]} #${tokens.ids[medium.first]}: placeholders. In the place of each the decoder reads what the vision transformer made of its square. Positions: time · row · column.`));
     for (let frame = 0; frame < t; frame++) {
       const grid = element("div", { class: "squares" });
       grid.style.gridTemplateColumns = `repeat(${w}, 50px)`;
@@ -178,8 +180,8 @@ export class Inside {
       const small = isEnd ? "after it" : `#${answer[row]} · ${tokens.positions[promptLength + row][0]}`;
       this.words.append(element("button", { type: "button", class: "chip", click: () => this.choose(row) }, text, element("small", {}, small)));
     }
-    const read = "Touch a token: everything below then shows the moment in which the model chose it. The number after # is its place in the vocabulary, "
-      + "the other its position, the same on all three axes." + (this.data.wasCut ? " Only the beginning of this long answer is shown." : "");
+    const read = "Touch a token: everything below then shows the moment in which the model chose it. Behind # stands its number in the vocabulary, "
+      + "then its position, which is the same on all three axes." + (this.data.wasCut ? " Only the beginning of this long answer is shown." : "");
     this.mapHolder = element("div");
     this.lensHolder = element("div", { class: "wide" });
     this.barHolder = element("div");
@@ -197,11 +199,12 @@ export class Inside {
 
   slider(text, low, high, step, value, take, label) {
     const out = element("output", {}, label(value));
-    const input = element("input", { type: "range", min: low, max: high, step, value, input: () => {
+    const id = `inside-${text.toLowerCase()}`;
+    const input = element("input", { id, type: "range", min: low, max: high, step, value, input: () => {
       out.textContent = label(Number(input.value));
       take(Number(input.value));
     } });
-    return element("label", {}, `${text}: `, out, input);
+    return element("label", { for: id }, `${text}: `, out, input); // else it would name the output
   }
 
   mapParts() {

@@ -15,7 +15,7 @@ const EXAMPLES = [
   ["word.png", "What word is written here?"],
   ["moving.mp4", "Which way does the yellow circle move?"],
 ];
-const SIGNS = { pen: "✎", fill: "▧", circle: "●", square: "■", triangle: "▲", star: "★" };
+const SIGNS = { pen: "Pen", fill: "Fill", circle: "●", square: "■", triangle: "▲", star: "★" };
 
 let shownBefore = null; // which pictures the conversation is about; null: there is none
 let isAsking = false;
