@@ -18,6 +18,7 @@ from tests.helpers.page import serving
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 60_000  # milliseconds, on a loaded machine
+expect.set_options(timeout=PATIENCE)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
@@ -64,7 +65,8 @@ class Visit:
 
     def ask(self, text: str = "") -> str:
         self.page.locator("#question").fill(text)
-        self.page.locator("#ask").click()
+        self.page.locator("#ask").click()  # it can't be used again until the answer is there
+        expect(self.page.locator("#ask")).to_be_enabled()
         return self.answer()
 
     def look_inside(self) -> None:

@@ -164,10 +164,10 @@ def candidates(processor: Qwen2VLProcessor, logits: Tensor) -> list[dict[str, ob
     others = logits.scatter(-1, top.indices, -torch.inf)
     rests = [(others / temperature).logsumexp(-1) for temperature in TEMPERATURES]
     table = torch.stack(rests, dim=-1).clamp(min=-1e4)  # JSON has no infinity
-    found = []
+    found: list[dict[str, object]] = []
     for row in range(len(logits)):
         ids = top.indices[row].tolist()
-        one = {
+        one: dict[str, object] = {
             "ids": ids,
             "texts": [token_text(processor, token_id) for token_id in ids],
             "logits": [round(value, 4) for value in top.values[row].clamp(min=-1e4).tolist()],

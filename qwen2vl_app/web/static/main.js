@@ -54,8 +54,6 @@ async function withSession(work) {
 
 // ------------------------------------------------------------------------------------- asking
 
-const pictureKey = () => pictures.shown.map((item) => item.key + (item.sketch?.undoable.length ?? "")).join();
-
 function settings() {
   return {
     maxPixels: maxPixels(),
@@ -77,7 +75,7 @@ async function ask(isRetry) {
 }
 
 async function askOnce(text, isRetry) {
-  const isNew = shownBefore === null || shownBefore !== pictureKey();
+  const isNew = shownBefore === null || shownBefore !== pictures.state;
   const media = isNew ? await pictures.ids() : [];
   byId("empty")?.remove();
   if (isNew && shownBefore !== null) byId("turns").replaceChildren();
@@ -104,7 +102,7 @@ async function askOnce(text, isRetry) {
     if (event.done) finishTurn(turn, event, said, performance.now() - began);
   });
   turn.answer.classList.remove("waits");
-  if (isStarted) shownBefore = pictureKey();
+  if (isStarted) shownBefore = pictures.state;
   else if (!turn.answer.textContent) turn.answer.textContent = "(stopped)";
 }
 
@@ -176,7 +174,7 @@ let costNumber = 0;
 async function drawCost() {
   const number = ++costNumber;
   const item = pictures.current;
-  if (shownBefore !== null && shownBefore !== pictureKey()) {
+  if (shownBefore !== null && shownBefore !== pictures.state) {
     byId("status").textContent = "The pictures have changed: your next question begins a new conversation.";
   }
   const size = pictures.size(item);

@@ -19,6 +19,7 @@ export class Pictures {
   add(item) {
     item.key = crypto.getRandomValues(new Uint32Array(2)).join("-");
     item.uploaded = null;
+    item.version = 0; // of what is drawn on it
     // A drawing that was never begun makes room.
     this.items = this.items.filter((one) => !one.isDrawing || one.sketch.isTouched);
     if (this.items.length >= server.facts.maxMedia) this.items.shift();
@@ -62,6 +63,7 @@ export class Pictures {
   }
 
   touched(item) {
+    item.version += 1;
     item.uploaded = null;
     clearBoxes(byId("stage"));
     this.drawTray();
@@ -71,6 +73,11 @@ export class Pictures {
   // What the model is shown: all but an empty drawing.
   get shown() {
     return this.items.filter((item) => !item.isDrawing || item.sketch.isTouched);
+  }
+
+  // Tells whether the model would be shown something else.
+  get state() {
+    return this.shown.map((item) => `${item.key} ${item.version}`).join();
   }
 
   // Their ids at the server, after what it lacks was sent.
