@@ -458,9 +458,12 @@ def run_batch(args: argparse.Namespace) -> int:
 def run_web(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
     # What can't work fails here, before the model is loaded.
-    for name in ("image", "video", "chat", "boxes", "trace", "json", "system", "compile"):
+    terminal_options = ("image", "video", "chat", "boxes", "trace", "json", "system", "fps")
+    for name in (*terminal_options, "compile"):
         if getattr(args, name):
             raise ValueError(f"--{name} is for the terminal: it does not go with --web")
+    if args.first_question is not None:
+        raise ValueError("--prompt is for the terminal: on the page of --web visitors ask")
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port is from 0 to 65535, not {args.port}")
     try:
@@ -478,7 +481,9 @@ def run_web(args: argparse.Namespace) -> None:
         "top_p": args.top_p,
         "seed": args.seed,
     }
-    serve(model, processor, str(args.model), args.host, args.port, settings)
+    # Of a folder visitors see its last name only.
+    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+    serve(model, processor, name, args.host, args.port, settings)
 
 
 def check_output_options(args: argparse.Namespace) -> None:
@@ -492,7 +497,7 @@ def check_output_options(args: argparse.Namespace) -> None:
     if args.batch is None:
         return
     # --json is what the answers of a batch are anyway.
-    for name in ("image", "video", "chat", "boxes", "trace"):
+    for name in ("image", "video", "chat", "boxes", "trace", "web"):
         if getattr(args, name):
             raise ValueError(f"--{name} is for one question: it does not go with --batch")
 

@@ -596,12 +596,28 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--chat"], ["--image", "a.png"], ["--json"], ["--trace"], ["--port", "70000"]]
+    "options",
+    [
+        ["--chat"],
+        ["--image", "a.png"],
+        ["--json"],
+        ["--trace"],
+        ["--fps", "1"],
+        ["--prompt", "a"],
+        ["--system", "a"],
+        ["--port", "70000"],
+    ],
 )
 def test_options_that_would_be_ignored_beside_web_are_refused(options, capsys):
     assert main(["--web", *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert options[0] in line
+
+
+def test_batch_and_the_page_exclude_each_other(capsys):
+    assert main(["--web", "--batch", "questions.jsonl"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--web" in line and "--batch" in line
 
 
 def test_a_port_that_is_taken_is_named(capsys):

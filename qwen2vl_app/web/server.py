@@ -177,6 +177,8 @@ class PageServer:
             "minPixels": image_processor.min_pixels,
             "maxPixels": image_processor.max_pixels,
             "maxNewTokens": MAX_NEW_TOKENS,
+            "temperature": self.settings.get("temperature") or 0,
+            "longest": self.settings.get("max_new_tokens") or MAX_NEW_TOKENS,
             "maxMedia": MAX_MEDIA,
             "maxQuestion": MAX_QUESTION,
             "join": self.join,

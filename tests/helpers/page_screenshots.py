@@ -62,10 +62,13 @@ def main() -> None:
         page.locator("canvas.map").wait_for()
         page.locator("button.chip").nth(2).click()
         page.wait_for_timeout(1000)  # until it has scrolled
-        page.locator("figure").last.evaluate("one => one.scrollIntoView()")
         page.mouse.move(0, 0)
-        page.set_viewport_size({"width": 1160, "height": 1180})
-        page.locator("figure").last.screenshot(path=FOLDER / "inside.png")
+        # The last figure, with a margin.
+        box = page.locator("figure").last.bounding_box()
+        assert box is not None
+        y = box["y"] + page.evaluate("scrollY")
+        clip = {"x": box["x"] - 18, "y": y + 4, "width": box["width"] + 36, "height": box["height"]}
+        page.screenshot(path=FOLDER / "inside.png", full_page=True, clip=clip)
         browser.close()
 
 

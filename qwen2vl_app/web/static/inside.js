@@ -135,9 +135,10 @@ export class Inside {
     for (const [kind, text] of [["text", "text"], ["control", "control token: begins and ends turns and pictures"], ["image", "picture: one square, one token"]]) {
       legend.append(element("span", {}, element("i", { class: kind }), text));
     }
+    legend.append(element("span", {}, "· a blank, ↵ a new line"));
     const read = "From left to right, line by line, this is all that the decoder reads. Under a token stand its number in the "
       + "vocabulary (#) and its three positions: time, row, column (M-RoPE). For text all three are equal and count on by one. All squares of a picture "
-      + "have one time (in a clip each pair of frames has the next one); their row and column tell where they lie. The text after it goes on after the "
+      + "have one time (in a clip each pair of frames has the next one); their row and column tell where they lie, so the model knows which squares are neighbours. The text after it goes on after the "
       + "largest number so far.";
     return element("figure", {}, element("h3", {}, "The prompt in tokens, and where each one stands"),
       howTo(read), legend, chips, this.note("03_words_and_chat"), this.note("04_mrope"));

@@ -323,6 +323,8 @@ async function start() {
   buildFiles();
   buildForm();
   buildJoin();
+  byId("temperature").value = server.facts.temperature;
+  byId("longest").value = server.facts.longest;
   drawSettings();
   pictures.addDrawing();
   setInterval(drawCrowd, 10_000);
