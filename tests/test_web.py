@@ -7,7 +7,11 @@ import io
 import json
 import math
 import random
+import re
+import signal
 import socket
+import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -626,6 +630,42 @@ def test_a_port_that_is_taken_is_named(capsys):
         port = taken.getsockname()[1]
         assert main(["--web", "--port", str(port)]) == 2
         assert f"--port {port}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection so that whoever writes to it next gets an error."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+def test_the_command_outlives_clients_that_hang_up_and_ctrl_c_ends_it():
+    """The real command in a process of its own, whose signals are those of the command line."""
+    command = [sys.executable, str(EXAMPLES.parent / "qwen2vl.py"), "--web", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        found = None
+        while found is None:
+            line = process.stderr.readline()
+            assert line, "it ended before it served"
+            found = re.search(r"the page: (http://127\.0\.0\.1:(\d+))/", line)
+        address, port = found[1], int(found[2])
+        for _ in range(20):
+            session = Visitor(address).session
+            body = json.dumps({"session": session, "text": "Describe this image.", "isNew": True})
+            head = f"POST /api/ask HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.sendall((head + body).encode())
+            connection.recv(200)  # the answer has begun
+            reset(connection)
+        assert Visitor(address).ask("Describe this image.", [])
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in rest and "Error" not in rest, rest
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_only_this_machine_is_served_unless_asked():

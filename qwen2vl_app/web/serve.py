@@ -2,6 +2,7 @@
 
 import io
 import ipaddress
+import signal
 import socket
 import sys
 
@@ -27,6 +28,10 @@ def serve(
 
     name: of the model, as the page shows it. settings: of `model.stream`, where the page sets none.
     """
+    # The command line lets a closed pipe end the process; here that would be any visitor who
+    # hangs up.
+    if hasattr(signal, "SIGPIPE"):  # Windows has no such signal
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     listener = open_port(host, port)
     port = listener.getsockname()[1]  # of port 0 the one that was free
     join = join_address(host, port)
