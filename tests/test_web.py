@@ -625,7 +625,6 @@ def test_batch_and_the_page_exclude_each_other(capsys):
 
 def test_a_port_that_is_taken_is_named(capsys):
     with open_port("127.0.0.1", 0) as taken:
-        taken.listen()
         port = taken.getsockname()[1]
         assert main(["--web", "--port", str(port)]) == 2
         assert f"--port {port}" in capsys.readouterr().err.splitlines()[-1]

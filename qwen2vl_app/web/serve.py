@@ -56,6 +56,7 @@ def open_port(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(128)  # visitors who come before the server has started wait
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"cannot serve at --host {host} --port {port}: {reason}") from None
