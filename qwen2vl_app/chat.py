@@ -20,7 +20,10 @@ from qwen2vl_extras.sources import URL_SCHEMES, describe, existing_path
 HELP = {
     "/image": ("PATH", "show an image with the next question; a path or URL, repeatable"),
     "/video": ("PATH", "show a video with the next question"),
-    "/undo": ("", "take back the last image or video given, or else the last question"),
+    "/undo": (
+        "",
+        "take back the last image or video given, or else the last question and its answer",
+    ),
     "/reset": ("", "begin anew: forget all questions, answers and images"),
     "/save": ("FILE", "write the conversation to a file, as JSON"),
     "/load": ("FILE", "go on with a conversation that was saved"),
@@ -29,6 +32,7 @@ HELP = {
     "/exit": ("", "the same as /quit"),
 }
 WELCOME = "/help lists the commands; Ctrl-C ends an answer, /quit the chat"
+GOES_WITH_NEXT = "goes with the next question"
 OUT_OF_MEMORY = "out of memory: lower --max-pixels or --fps"
 
 
@@ -120,7 +124,7 @@ class Chat:
         opened = self.conversation.open(item)
         self.attached.append(item)
         size = f"{opened.medium.num_tokens} tokens"
-        print(f"{kind} of {size}: goes with the next question", file=sys.stderr)
+        print(f"{kind} of {size}: {GOES_WITH_NEXT}", file=sys.stderr)
 
     # -------------------------------------------------------------------------------- commands
 
@@ -166,13 +170,20 @@ class Chat:
         return {"type": kind, kind: path}
 
     def undo(self) -> None:
+        """Take back what came last: an image that waits for its question, or a question.
+
+        The images of a question that is taken back wait for the next one.
+        """
         if self.attached:
             item = self.attached.pop()
-            taken = describe(item[item["type"]])
-        else:
-            question = self.conversation.undo()[0]
-            taken = shorten(text_of(question))
-        print(f"taken back: {taken}", file=sys.stderr)
+            print(f"taken back: {describe(item[item['type']])}", file=sys.stderr)
+            return
+        question = self.conversation.undo()[0]
+        print(f"taken back: {shorten(text_of(question))}", file=sys.stderr)
+        if isinstance(question["content"], list):
+            self.attached = [item for item in question["content"] if item["type"] != "text"]
+        for item in self.attached:
+            print(f"its {item['type']} {GOES_WITH_NEXT}", file=sys.stderr)
 
     def save(self, path: Path) -> None:
         save_messages(path, self.conversation.messages)
@@ -180,8 +191,9 @@ class Chat:
 
     def load(self, path: Path) -> None:
         messages = read_messages(path)
-        # What can't be opened is said now, and then the chat goes on as it was.
-        self.conversation.writer.open_all(messages)
+        # What can't be opened or read is said now, and then the chat goes on as it was.
+        if messages:
+            self.conversation.writer.write(messages)
         self.conversation.messages = messages
         self.attached = []
         questions = [text_of(one) for one in messages if one["role"] == "user"]

@@ -277,7 +277,8 @@ def answer(
     note_long_reading(model, inputs)
 
     # Nothing is computed yet: each token is, when it is asked for.
-    tokens = model.stream(**tensors, **answer_settings(args))
+    settings: dict[str, Any] = answer_settings(args)
+    tokens = model.stream(**tensors, **settings)
 
     return show_answer(model, tokens, inputs, processor.text_stream(), args)
 
@@ -292,7 +293,7 @@ def answer_in_chat(
     show_answer(model, tokens, conversation.unread, conversation.processor.text_stream(), args)
 
 
-def answer_settings(args: argparse.Namespace) -> dict[str, Any]:
+def answer_settings(args: argparse.Namespace) -> dict[str, object]:
     """The options of the command line that `model.stream` takes."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "compile")
     return {name: getattr(args, name) for name in names}

@@ -124,7 +124,7 @@ class Conversation:
             inputs["image_grid_thw"] = torch.tensor(grids)  # those of videos are no different
         return inputs
 
-    def settings_after(self, ids: list[int], options: dict[str, object]) -> dict[str, Any]:
+    def settings_after(self, ids: list[int], options: dict[str, object]) -> dict[str, object]:
         """Settings of `model.stream` for an answer to a prompt with these ids.
 
         ContextFull if there is no room for one; ValueError for what `stream` would refuse.
@@ -148,7 +148,7 @@ class Conversation:
         return settings
 
     def answer(
-        self, question: Message, prompt: Prompt, settings: dict[str, Any], number: int
+        self, question: Message, prompt: Prompt, settings: dict[str, object], number: int
     ) -> Iterator[Tensor]:
         """Read what the cache lacks of a prompt, then yield the tokens of the answer.
 
@@ -156,15 +156,16 @@ class Conversation:
         """
         self.refuse_late(number)
         self.keys = list(prompt.keys)
-        self.cache.reserve(len(prompt.ids) + settings["max_new_tokens"] - 1)
         # Whatever comes before the last text is read first, so that only text is left.
+        self.cache.reserve(len(prompt.ids))
         self.read_media(prompt)
-        tokens = self.model.stream(
-            torch.tensor([prompt.ids], device=self.model.device),
-            past_key_values=self.cache,
-            rope_deltas=self.rope_deltas(prompt),
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([prompt.ids], device=self.model.device),
+            "past_key_values": self.cache,
+            "rope_deltas": self.rope_deltas(prompt),
             **settings,
-        )
+        }
+        tokens = self.model.stream(**inputs)
 
         answer = Answer(role="assistant", content="", token_ids=[])
         text_stream = self.processor.text_stream()

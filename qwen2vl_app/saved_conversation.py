@@ -33,8 +33,11 @@ def save_messages(file: Path, messages: Sequence[Message]) -> None:
     content = "[\n" + ",\n".join(lines) + "\n]\n"
     # All of it or nothing: the file that is there stays as long as the new one is not complete.
     part = file.with_name(file.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(file)
+    try:
+        part.write_text(content, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise OSError(f"cannot write {file}: {error.strerror}") from error
 
 
 def to_json(message: Message) -> Message:

@@ -188,12 +188,7 @@ def test_compiled_decoding_is_used_and_answers_the_same(capsys, compiled_steps):
 
 
 def test_a_chat_remembers_resets_and_survives_what_is_wrong(capsys, monkeypatch):
-    turns = [
-        "Describe this image.",
-        "/image nowhere.png",
-        "How many objects do you see?",
-        "/reset",
-    ]
+    turns = ["Describe this image.", "/image nowhere.png", "How many objects do you see?", "/reset"]
     turns += [f"/image {EXAMPLES / 'triangle.png'}", "Describe this image.", "/quit", "not reached"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(turns)))
     code, out, err = run(capsys, "--chat", "--image", EXAMPLES / "shapes.png")

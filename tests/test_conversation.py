@@ -263,7 +263,7 @@ def edit(rng: random.Random, conversation: Conversation, media: list[Item]) -> s
         question["content"] = [*question["content"], {"type": "text", "text": "!"}]
     elif done == "answer":
         answer = rng.choice([one for one in messages if one["role"] == "assistant"])
-        del answer["token_ids"]
+        answer.pop("token_ids", None)
         answer["content"] = "Something else."
     elif done == "image":
         question = rng.choice([one for one in messages if one["role"] == "user"])

@@ -3,6 +3,7 @@
 from benchmarks.models import Models
 from benchmarks.stage import Stage
 from benchmarks.stages.batch import BatchOfLines
+from benchmarks.stages.chat import ChatTurns
 from benchmarks.stages.cold_start import cold_start_stage
 from benchmarks.stages.decode import Decode
 from benchmarks.stages.end_to_end import EndToEnd
@@ -35,6 +36,7 @@ MORE_SECONDS = {
     "decode-1-2000": 220,
     "mixed": 250,
     "batch": 600,
+    "chat": 120,
 }
 TYPICAL_SECONDS = {**QUICK_SECONDS, **MORE_SECONDS}
 
@@ -80,6 +82,8 @@ def make_stage(name: str, models: Models) -> Stage:
         return Decode(models, int(batch), int(context)).stage()
     if kind == "mixed":
         return EndToEnd(models).stage()
+    if kind == "chat":
+        return ChatTurns(models).stage()
     if kind == "batch":
         return BatchOfLines(models).stage()
     if name == "preprocess-1080p":
