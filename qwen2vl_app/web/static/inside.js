@@ -241,7 +241,7 @@ export class Inside {
     others.sort((a, b) => weights[b] - weights[a]);
     const named = others.slice(0, 3).map((i) => `${visible(tokens.texts[i])} ${percent(weights[i])}`).join(", ");
     const read = this.body.querySelector("#map-read");
-    const text = `While it chose this token, the model spread its attention, 100 % in all, over what it had read. `
+    const text = `While it chose this token, the model spread its attention, 100\u00a0% in all, over what it had read. `
       + (media.length ? `A square is as bright as its share; the picture got ${percent(onPicture)} in all. ` : "There was no picture. ")
       + `Of the text most went to ${named}. Attention tells where it read from, not why.`;
     read.replaceChildren(...howTo(text).childNodes);
