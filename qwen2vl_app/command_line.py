@@ -98,6 +98,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_answer_options(parser)
     add_output_options(parser)
     add_batch_options(parser)
+    add_web_options(parser)
     args = parser.parse_args(argv)
     # In a chat the prompt is the first question, if there is one.
     args.first_question = args.prompt
@@ -247,6 +248,21 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_web_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the page")
+    group.add_argument(
+        "--web",
+        action="store_true",
+        help="serve a page to ask, draw and see what the model sees; needs the extra web",
+    )
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 for a class: all machines of the network (default: this one only)",
+    )
+    group.add_argument("--port", type=int, default=8000, help="of the page (default: %(default)s)")
+
+
 # ------------------------------------------------------------------------------------ answer
 
 
@@ -341,6 +357,9 @@ def main(argv: list[str] | None = None) -> int:
         check_output_options(args)
         if args.batch is not None:
             return run_batch(args)
+        if args.web:
+            run_web(args)
+            return 0
         run(args)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {str(error) or OUT_OF_MEMORY}", file=sys.stderr)
@@ -443,6 +462,37 @@ def run_batch(args: argparse.Namespace) -> int:
     return 1 if output.errors else 0
 
 
+def run_web(args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    # What can't work fails here, before the model is loaded.
+    terminal_options = ("image", "video", "chat", "boxes", "trace", "json", "system", "fps")
+    for name in (*terminal_options, "compile"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for the terminal: it does not go with --web")
+    if args.first_question is not None:
+        raise ValueError("--prompt is for the terminal: on the page of --web visitors ask")
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port is from 0 to 65535, not {args.port}")
+    try:
+        from qwen2vl_app.web.serve import serve  # here: its libraries come with the extra
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'--web needs {error.name}: pip install -e ".[web]" in this folder brings it'
+        ) from None
+    print_notes(args)
+    model, processor = load_both(args)
+    settings: dict[str, object] = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "seed": args.seed,
+    }
+    # Of a folder visitors see its last name only.
+    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+    serve(model, processor, name, args.host, args.port, settings)
+
+
 def check_output_options(args: argparse.Namespace) -> None:
     """ValueError for options that would be ignored beside --batch, --json or without them."""
     if args.batch is None and args.out is not None:
@@ -454,7 +504,7 @@ def check_output_options(args: argparse.Namespace) -> None:
     if args.batch is None:
         return
     # --json is what the answers of a batch are anyway.
-    for name in ("image", "video", "chat", "boxes", "trace"):
+    for name in ("image", "video", "chat", "boxes", "trace", "web"):
         if getattr(args, name):
             raise ValueError(f"--{name} is for one question: it does not go with --batch")
 

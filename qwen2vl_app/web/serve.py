@@ -1,0 +1,109 @@
+"""Start the server: say where the page is, with a QR code for phones, and serve until Ctrl-C."""
+
+import io
+import ipaddress
+import signal
+import socket
+import sys
+
+import qrcode
+import qrcode.image.svg
+import uvicorn
+
+from processor import Qwen2VLProcessor
+from qwen2vl import Qwen2VLForConditionalGeneration
+from qwen2vl_app.web.limits import MAX_CONNECTIONS
+from qwen2vl_app.web.server import PageServer
+
+
+def serve(
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    name: str,
+    host: str,
+    port: int,
+    settings: dict[str, object],
+) -> None:
+    """Serve the page until Ctrl-C. OSError if the port is taken.
+
+    name: of the model, as the page shows it. settings: of `model.stream`, where the page sets none.
+    """
+    # The command line lets a closed pipe end the process; here that would be any visitor who
+    # hangs up.
+    if hasattr(signal, "SIGPIPE"):  # Windows has no such signal
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    listener = open_port(host, port)
+    port = listener.getsockname()[1]  # of port 0 the one that was free
+    join = join_address(host, port)
+    svg = "" if join is None else qr_svg(join)
+    server = PageServer(model, processor, name, settings, join, svg)
+    print_addresses(host, port, join)
+    config = uvicorn.Config(
+        server.app(),
+        log_level="warning",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+        ws="none",
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that listens; OSError names host and port if that can't be."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)  # visitors who come before the server has started wait
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot serve at --host {host} --port {port}: {reason}") from None
+    return listener
+
+
+def join_address(host: str, port: int) -> str | None:
+    """The address for other machines of the network; None if only this one is served."""
+    if host in ("0.0.0.0", "::"):
+        own = own_address()
+        return None if own is None else f"http://{own}:{port}/"
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return None
+    except ValueError:  # a name
+        if host == "localhost":
+            return None
+    return f"http://{host}:{port}/"
+
+
+def own_address() -> str | None:
+    """This machine's address in its network; None without one."""
+    # A datagram socket that is "connected" sends nothing, but has the address it would send from.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of the block for documentation: nobody's
+        except OSError:
+            return None
+        return probe.getsockname()[0]
+
+
+def qr_svg(address: str) -> str:
+    """A QR code as SVG."""
+    written = io.BytesIO()
+    qrcode.make(address, image_factory=qrcode.image.svg.SvgPathFillImage, border=2).save(written)
+    return written.getvalue().decode()
+
+
+def print_addresses(host: str, port: int, join: str | None) -> None:
+    """Where the page is, on stderr; for a class with a QR code."""
+    here = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    shown = f"[{here}]" if ":" in here else here
+    print(f"the page: http://{shown}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
+    if join is not None:
+        print(f"for other machines in this network: {join}", file=sys.stderr)
+        code = qrcode.QRCode(border=2)
+        code.add_data(join)
+        text = io.StringIO()
+        code.print_ascii(out=text, invert=True)
+        print(text.getvalue(), file=sys.stderr)
