@@ -291,7 +291,8 @@ def wrong_generate_calls(model) -> dict[str, dict]:
         "labels": right["input_ids"],
         "inputs_embeds": torch.zeros(1, 3, model.config.hidden_size),
         "position_ids": torch.zeros(3, 1, 3),
-        "past_key_values": KVCache(model.config, 1, 9),
+        "past_key_values": KVCache(model.config, 2, 9),  # of one prompt
+        "rope_deltas": torch.zeros(1, 1, dtype=torch.long),  # without a cache
     }
     for name in ("temperature", "top_k", "top_p", "repetition_penalty", "do_sample"):
         wrong_values[name] = "much"

@@ -65,7 +65,7 @@ def test_other_modules_are_not_quantized():
 
 
 def test_int8_halves_the_memory_and_hardly_changes_the_answers(tiny, figure):
-    _, processor = tiny
+    whole, processor = tiny
     load = Qwen2VLForConditionalGeneration.from_pretrained
     full = load("tiny", torch.bfloat16, "cpu")
     int8 = load("tiny", torch.bfloat16, "cpu", int8=True)
@@ -82,10 +82,12 @@ def test_int8_halves_the_memory_and_hardly_changes_the_answers(tiny, figure):
     for task in TASKS["image"]:
         for i in range(4):
             questions.append(random_question("image", task, i, "int8"))
-    full_answers = answer_questions(full, processor, questions)
-    int8_answers = answer_questions(int8, processor, questions)
-    same = sum(a == b for a, b in zip(full_answers, int8_answers, strict=True))
-    assert figure("int8 answers equal to bfloat16's", same / len(questions)) >= 0.9
+    # In float32, in which every CPU is fast.
+    rounded = load("tiny", torch.float32, "cpu", int8=True)
+    answers = answer_questions(whole, processor, questions)
+    int8_answers = answer_questions(rounded, processor, questions)
+    same = sum(a == b for a, b in zip(answers, int8_answers, strict=True))
+    assert figure("int8 answers equal to float32's", same / len(questions)) >= 0.9
 
 
 def test_int8_weights_are_not_saved(tmp_path):
