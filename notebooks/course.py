@@ -2,6 +2,7 @@
 
     QWEN2VL_MODEL=Qwen/Qwen2-VL-2B-Instruct jupyter lab notebooks    # official weights
     QWEN2VL_DEVICE=cuda jupyter lab notebooks                        # another device than the CPU
+    QWEN2VL_IMAGE=photo.jpg jupyter lab notebooks                    # your own image in all of them
 
 A check compares with two others: with the shipped function, and with the reference. The
 reference is `transformers` where that is installed, or else an array that it once gave, stored
@@ -17,21 +18,27 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from architecture import draw
 from cycler import cycler
+from IPython.display import SVG
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a bare clone works, nothing has to be installed from it
 
 from load import find_checkpoint  # noqa: E402
-from processor import Qwen2VLImageProcessor, Qwen2VLProcessor, patchify  # noqa: E402
+from processor import Qwen2VLImageProcessor, Qwen2VLProcessor, patchify, smart_resize  # noqa: E402
 from qwen2vl import Qwen2VLForConditionalGeneration  # noqa: E402
+from qwen2vl_extras.media import load_image  # noqa: E402
 
 MODEL = os.environ.get("QWEN2VL_MODEL", "tiny")
 IS_TINY = MODEL == "tiny"
 DEVICE = os.environ.get("QWEN2VL_DEVICE", "cpu")  # as for the stored outputs
 EXAMPLES = ROOT / "examples"
+OWN_IMAGE = os.environ.get("QWEN2VL_IMAGE")  # in place of the course's image, from 00 to 06
+OWN_IMAGE_PIXELS = 168 * 112  # about as large as the course's
 STORED = ROOT / "notebooks" / "reference"
 
 plt.rcParams.update(
@@ -63,6 +70,24 @@ def load(attention: str = "eager") -> tuple[Qwen2VLForConditionalGeneration, Qwe
         MODEL, device_map=DEVICE, attn_implementation=attention
     )
     return model, Qwen2VLProcessor.from_pretrained(MODEL)
+
+
+def image() -> Image.Image:
+    """The image that goes through the course, or the reader's own, which QWEN2VL_IMAGE names.
+
+    An own image is made about as large as the course's, with sides in multiples of 28: then the
+    plots of its patches can be read.
+    """
+    if OWN_IMAGE is None:
+        return Image.open(EXAMPLES / "shapes.png").convert("RGB")
+    own = load_image(OWN_IMAGE)
+    height, width = smart_resize(own.height, own.width, 28, 56 * 56, OWN_IMAGE_PIXELS)
+    return own.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def where_we_are(notebook: str) -> SVG:
+    """The figure of the whole architecture, with the parts of a notebook ("02") in black."""
+    return SVG(draw(notebook))
 
 
 def image_from_patches(
@@ -127,11 +152,15 @@ def check(
 def answered(claim: str, holds: bool) -> None:
     """Check a claim about the embedded model's answers.
 
-    Other weights answer otherwise, so for them the line only says whether the claim holds.
+    Other weights and other images give other answers: then the line only says whether the claim
+    holds.
     """
+    result = "it holds" if holds else "it does not hold"
     if not IS_TINY:
-        result = "it holds" if holds else "it does not hold"
         print(f"– {claim}: {result} here; it needs trained weights, so only tiny must meet it")
+        return
+    if OWN_IMAGE is not None:
+        print(f"– {claim}: {result} here; it is about the course's image, and yours is another")
         return
     assert holds, f"{claim}: does not hold"
     print(f"✓ {claim}")
