@@ -11,6 +11,7 @@ in `notebooks/reference/`.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,24 @@ def load(attention: str = "eager") -> tuple[Qwen2VLForConditionalGeneration, Qwe
     return model, Qwen2VLProcessor.from_pretrained(MODEL)
 
 
-def image() -> Image.Image:
-    """The image that goes through the course, or the reader's own, which QWEN2VL_IMAGE names.
+def image_path() -> Path:
+    """The file of the image that goes through the course.
 
-    An own image is made about as large as the course's, with sides in multiples of 28: then the
-    plots of its patches can be read.
+    It is the reader's own where QWEN2VL_IMAGE names one: made about as large as the course's, with
+    sides in multiples of 28, so that the plots of its patches can be read.
     """
     if OWN_IMAGE is None:
-        return Image.open(EXAMPLES / "shapes.png").convert("RGB")
+        return EXAMPLES / "shapes.png"
     own = load_image(OWN_IMAGE)
     height, width = smart_resize(own.height, own.width, 28, 56 * 56, OWN_IMAGE_PIXELS)
-    return own.resize((width, height), Image.Resampling.BICUBIC)
+    path = Path(tempfile.gettempdir()) / "qwen2vl-own-image.png"
+    own.resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def image() -> Image.Image:
+    """The image that goes through the course, as RGB."""
+    return Image.open(image_path()).convert("RGB")
 
 
 def where_we_are(notebook: str) -> SVG:

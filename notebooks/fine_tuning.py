@@ -21,7 +21,7 @@ EMPTY = Image.new("RGB", (SIDE, SIDE), "white")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-# -------------------------------------------------------------------------------- images of a folder
+# ------------------------------------------------------------------------------- images of a folder
 
 
 def read_folder(folder: Path) -> dict[str, Image.Image]:
@@ -75,7 +75,7 @@ def varied(image: Image.Image, rng: random.Random) -> Image.Image:
     return image.rotate(angle, Image.Resampling.BICUBIC, translate=shift, fillcolor=ground)
 
 
-# ------------------------------------------------------------------------------ questions and answers
+# ---------------------------------------------------------------------------- questions and answers
 
 
 def conversation(image: Image.Image, answer: str | None = None) -> list[dict]:
@@ -89,9 +89,7 @@ def conversation(image: Image.Image, answer: str | None = None) -> list[dict]:
 
 @torch.no_grad()
 def answers_of(
-    model: Qwen2VLForConditionalGeneration,
-    processor: Qwen2VLProcessor,
-    shown: list[Image.Image],
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, shown: list[Image.Image]
 ) -> list[str]:
     """What a model says about each of the images, greedily."""
     conversations = [conversation(image) for image in shown]
@@ -124,7 +122,7 @@ def make_batch(
     return {**batch, "labels": answer_labels(batch.input_ids, processor)}
 
 
-# ----------------------------------------------------------------------------------- what it costs
+# ------------------------------------------------------------------------------------ what it costs
 
 
 def official_2b() -> Qwen2VLForConditionalGeneration:

@@ -57,7 +57,7 @@ def decimal(
     )
 
 
-# ----------------------------------------------------------------------------- 01: what an image costs
+# -------------------------------------------------------------------------- 01: what an image costs
 
 
 def choose_max_pixels(image: Image.Image, image_processor: Qwen2VLImageProcessor) -> None:
@@ -83,7 +83,7 @@ def choose_max_pixels(image: Image.Image, image_processor: Qwen2VLImageProcessor
     show(draw, {"limit": whole("limit in tokens", 24, 1, 100)})
 
 
-# ------------------------------------------------------------------ 02 and 05: who attends to whom
+# ------------------------------------------------------------------- 02 and 05: who attends to whom
 
 
 def look_from_patch(image: Image.Image, weights: Tensor, place: Tensor, h: int, w: int) -> None:
@@ -158,7 +158,7 @@ def draw_light(image: Image.Image, light: Tensor) -> None:
     plt.axis("off")
 
 
-# --------------------------------------------------------------------- 04: a position turned by hand
+# -------------------------------------------------------------------- 04: a position turned by hand
 
 
 def turn_by_hand(config: Qwen2VLConfig) -> None:
@@ -202,7 +202,7 @@ def draw_clock(axes: plt.Axes, angle: float) -> None:
     axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
 
 
-# ------------------------------------------------------------------- 06: which tokens may be drawn
+# -------------------------------------------------------------------- 06: which tokens may be drawn
 
 
 def choose_sampling(logits: Tensor, words: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """Writing a LoRA adapter: two files that PEFT reads, and `load.py` too (see lora.py).
 
   adapter_config.json        rank, alpha, and the modules that were trained
-  adapter_model.safetensors  base_model.model.<module>.lora_A.weight (r, in), .lora_B.weight (out, r)
-                             and, where rows of the table of the tokens were trained, these rows
+  adapter_model.safetensors  base_model.model.<module>.lora_A.weight (r, in) and, likewise,
+                             .lora_B.weight (out, r); and rows of the table of the tokens, where
+                             these were trained
 
 Modules get the names that transformers has given them since 4.52; lora_names.py knows the others.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from load import find_checkpoint
 
-# ----------------------------------------------------------------------------- exercise 1: two halves
+# --------------------------------------------------------------------------- exercise 1: two halves
 
 FOLDERS = (  # things, and how many images there are of each
     {"boat": 6, "cup": 6},
@@ -67,7 +67,7 @@ def _check_balance(trained: list[str], kept: list[str]) -> None:
             raise Wrong(f"{in_trained} images of “{thing}” are trained on and {in_kept} are kept")
 
 
-# -------------------------------------------------------------------------------- exercise 2: a layer
+# ------------------------------------------------------------------------------ exercise 2: a layer
 
 SHAPES = ((5, 8, 6, 2), (3, 4, 7, 4), (1, 6, 3, 1))  # T, in, out, r
 
@@ -113,7 +113,7 @@ def _compare_outputs(
     raise Wrong(f"with r = {r} and α = {alpha:g} a value is off by {apart:.2g}{hint}")
 
 
-# ------------------------------------------------------------------------------ exercise 3: how many
+# ----------------------------------------------------------------------------- exercise 3: how many
 
 
 def trained_numbers(answer: Callable[[list[tuple[int, int]], int], int]) -> None:
@@ -137,7 +137,7 @@ def trained_numbers(answer: Callable[[list[tuple[int, int]], int], int]) -> None
             raise Wrong(f"{name}, shapes {shapes} with r = {r}: {right:,} numbers, not {yours:,}")
 
 
-# -------------------------------------------------------------------------------------- the reference
+# ------------------------------------------------------------------------------------ the reference
 
 
 def peft_logits(base: str, folder: Path, batch: dict[str, Tensor]) -> Tensor | None:
