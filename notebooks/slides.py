@@ -91,7 +91,7 @@ def shows_picture(cell: nbformat.NotebookNode) -> bool:
 
 
 def split_at_headings(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The cells, with a new one at each heading inside of a text, so that a slide can begin there."""
+    """The cells, with a new one at each heading in a text, where a slide begins."""
     parts = []
     for cell in cells:
         if cell.cell_type != "markdown" or "```" in cell.source:

@@ -81,14 +81,14 @@ def test_boxes_of_the_figure_do_not_cover_each_other_and_hold_their_words():
     boxes = architecture.BOXES
     for i, one in enumerate(boxes):
         assert len(one.name) * 8.2 < one.width, one.name  # bold, 13 px
-        assert len(one.shape) * 6.6 < one.width, one.shape
+        assert len(one.shape) * 6.3 < one.width, one.shape
         for other in boxes[:i]:
             apart_x = abs(one.x - other.x) >= (one.width + other.width) / 2
             apart_y = abs(one.y - other.y) >= one.height
             assert apart_x or apart_y, (one.name, other.name)
 
 
-# ----------------------------------------------------------------- an image and a folder of one's own
+# --------------------------------------------------------------- an image and a folder of one's own
 
 
 def in_a_new_process(code: str, **variables: str) -> str:

@@ -83,9 +83,9 @@ def printed(cell: nbformat.NotebookNode) -> str:
 
 def execute(notebook: nbformat.NotebookNode, **environment: str) -> None:
     """Run all cells in a new kernel, offline, in the notebooks' folder; raise a cell's error."""
-    variables = dict(
-        os.environ, HF_HUB_OFFLINE="1", QWEN2VL_TRAIN_STEPS="8", QWEN2VL_STATIC="1"
-    )
+    variables = dict(os.environ, HF_HUB_OFFLINE="1", QWEN2VL_TRAIN_STEPS="8")
+    # Pictures without sliders; one step of fine-tuning where the model is a large one.
+    variables.update(QWEN2VL_STATIC="1", QWEN2VL_LORA_STEPS="1")
     variables.update(environment)
     # The timeout of a cell guards against a hang: without AVX-512 training takes many minutes.
     client = NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}})

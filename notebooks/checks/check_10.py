@@ -140,7 +140,9 @@ def trained_numbers(answer: Callable[[list[tuple[int, int]], int], int]) -> None
 # ------------------------------------------------------------------------------------ the reference
 
 
-def peft_logits(base: str, folder: Path, batch: dict[str, Tensor]) -> Tensor | None:
+def peft_logits(
+    base: str, folder: Path, batch: dict[str, Tensor], dtype: torch.dtype
+) -> Tensor | None:
     """What transformers and PEFT compute with an adapter; None where PEFT is not installed."""
     if not transformers_installed():
         return None
@@ -152,7 +154,7 @@ def peft_logits(base: str, folder: Path, batch: dict[str, Tensor]) -> Tensor | N
     import transformers
 
     model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
-        find_checkpoint(base), dtype="auto", attn_implementation="eager"
+        find_checkpoint(base), dtype=dtype, attn_implementation="eager"
     )
     adapted = peft.PeftModel.from_pretrained(model, folder).eval().to(DEVICE)
     return adapted(**batch).logits
