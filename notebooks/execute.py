@@ -1,12 +1,12 @@
 """Run notebooks from a clean kernel and keep their outputs, as they are committed.
 
-    python notebooks/execute.py                       # all ten: about a quarter of an hour
+    python notebooks/execute.py                       # all of them: about a quarter of an hour
     python notebooks/execute.py 04 06                 # some
     QWEN2VL_STORE=1 python notebooks/execute.py       # store what the reference says as well
 
 To be done whenever the embedded checkpoint or the code that a notebook shows has changed, on a
 machine with nothing else to do: some notebooks measure times. Notebook 09 alone trains for ten
-minutes, the others take less than a minute each.
+minutes, notebook 10 for two; the others take less than a minute each.
 """
 
 import os

@@ -20,6 +20,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 THREE_FILES = [ROOT / "load.py", ROOT / "processor.py", ROOT / "qwen2vl.py"]
 # Notebooks import what lies beside them by these names.
 BESIDE_NOTEBOOKS = ("course", "measure", "checks", "plots", "execute")
+BESIDE_NOTEBOOKS += ("architecture", "draw_examples", "fine_tuning", "slides", "widgets")
 
 
 def package_files(*packages: str) -> list[Path]:
