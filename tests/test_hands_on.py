@@ -246,7 +246,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
         nbformat.write(notebook, folder / f"{name}.ipynb")
     port = free_port()
     command = [
-        *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"),
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
         *(f"--port={port}", f"--ServerApp.root_dir={folder}", "--IdentityProvider.token="),
         *("--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"),
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
