@@ -19,8 +19,8 @@ LEVELS = [
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 THREE_FILES = [ROOT / "load.py", ROOT / "processor.py", ROOT / "qwen2vl.py"]
 # Notebooks import what lies beside them by these names.
-BESIDE_NOTEBOOKS = ("course", "measure", "checks", "plots", "execute")
-BESIDE_NOTEBOOKS += ("architecture", "draw_examples", "fine_tuning", "slides", "widgets")
+BESIDE_NOTEBOOKS = tuple(file.stem for file in (ROOT / "notebooks").glob("*.py"))
+BESIDE_NOTEBOOKS += ("checks", "plots")
 
 
 def package_files(*packages: str) -> list[Path]:

@@ -1,5 +1,6 @@
-"""Checkers of notebook 00: the right answers come from the shipped processor and a toy model."""
+"""Checkers of notebook 00: the right answers come from the shipped processor and toy models."""
 
+import random
 from collections.abc import Callable
 
 import torch
@@ -7,7 +8,10 @@ from course import Wrong
 from PIL import Image
 from plots import plots_00 as plots
 
+from checks import watch
 from processor import Qwen2VLImageProcessor
+
+# ------------------------------------------------------------------ exercise 1: what an image costs
 
 
 def _shipped_count(height: int, width: int, patch_size: int, merge_size: int) -> int:
@@ -19,85 +23,103 @@ def _shipped_count(height: int, width: int, patch_size: int, merge_size: int) ->
     return int(grid.prod()) // merge_size**2
 
 
+def _sizes() -> list[tuple[int, int, int, int]]:
+    """(height, width, patch_size, merge_size): the official patches first, then others."""
+    sizes = [(height, width, 14, 2) for height, width in ((56, 56), (56, 112), (280, 196))]
+    rng = random.Random(0)
+    for _ in range(12):
+        patch_size = rng.choice((4, 8, 14, 16))
+        merge_size = rng.choice((1, 2, 3, 4))
+        side = patch_size * merge_size
+        sizes.append((side * rng.randint(1, 9), side * rng.randint(1, 9), patch_size, merge_size))
+    return sizes
+
+
 def count_tokens(answer: Callable[[int, int, int, int], int]) -> None:
     """Exercise 1: the number of tokens of an image."""
     sides = [28 * i for i in range(1, 21)]
-    yours = [answer(side, side, 14, 2) for side in sides]
-    if None in yours:
-        raise Wrong("it returns None: is the `return` missing?")
+    yours = [watch.whole_number(answer(side, side, 14, 2), f"{side} x {side} px") for side in sides]
     plots.draw_costs(sides, [_shipped_count(side, side, 14, 2) for side in sides], yours)
 
-    for height, width in ((56, 56), (56, 112), (112, 168), (140, 84), (168, 168), (280, 196)):
-        found = answer(height, width, 14, 2)
-        right = _shipped_count(height, width, 14, 2)
-        if not isinstance(found, int):
-            raise Wrong(f"{found!r} is no `int`: a number of tokens is whole, use //")
-        if found != right:
-            hint = (
-                ": that is the number of patches, before the merger" if found == 4 * right else ""
-            )
-            raise Wrong(f"{height} x {width} px gives {right} tokens, yours says {found}{hint}")
-
-    found = answer(224, 64, 8, 4)
-    if found != 14:
-        case = "with patches of 8 px and merging 4 x 4, 224 x 64 px gives 14 tokens"
-        raise Wrong(f"{case}, yours says {found}")
+    for height, width, patch_size, merge_size in _sizes():
+        case = f"{height} x {width} px, patches of {patch_size} px, merged "
+        case += f"{merge_size} x {merge_size}"
+        found = watch.whole_number(answer(height, width, patch_size, merge_size), case)
+        right = _shipped_count(height, width, patch_size, merge_size)
+        if found == right:
+            continue
+        hint = ""
+        if found == merge_size**2 * right:
+            hint = ": that is the number of patches, before the merger"
+        raise Wrong(f"{case}: that gives {right} tokens, yours says {found}{hint}")
 
 
-# Two toy models of five words, 0 to 4; 4 is the end. The next word depends on the last one only:
-# row i holds the logits behind word i. One writes 0 1 3 2 4, the other 0 2 0 2 ... without end.
-ENDS = [
-    [0.0, 2, 1, 0, 1],
-    [0.0, 0, 1, 3, 0],
-    [1.0, 0, 0, 0, 2],
-    [0.0, 1, 2, 0, 1],
-    [0.0, 9, 0, 0, 0],
-]
-CYCLES = [
-    [0.0, 1, 3, 0, 1],
-    [0.0, 0, 1, 3, 0],
-    [4.0, 0, 0, 0, 2],
-    [0.0, 1, 2, 0, 1],
-    [0.0, 9, 0, 0, 0],
-]
+# --------------------------------------------------------------------- exercise 2: the greedy loop
 
 
-def _toy_model(rows: list[list[float]]) -> Callable[[list[int]], torch.Tensor]:
-    """A function from the ids so far to the logits of the next word."""
+class _ToyModel:
+    """A model whose logits depend on all ids so far; from `stop_at` ids on it chooses `end`."""
 
-    def next_logits(ids: list[int]) -> torch.Tensor:
-        return torch.tensor(rows[ids[-1]])
+    def __init__(self, seed: int, num_words: int, end: int, stop_at: int) -> None:
+        self.seed = seed
+        self.num_words = num_words
+        self.end = end
+        self.stop_at = stop_at
 
-    return next_logits
+    def __call__(self, ids: list[int]) -> torch.Tensor:
+        """(words,): the logits of the next word."""
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise Wrong("`next_logits` takes a list of int: the prompt's ids and the new ones")
+        rng = random.Random(f"{self.seed} {ids}")
+        logits = torch.tensor([rng.uniform(-9, 3) for _ in range(self.num_words)])
+        logits[self.end] = 5.0 if len(ids) >= self.stop_at else -10.0
+        return logits
+
+    def write(self, prompt: list[int], max_new_tokens: int) -> list[int]:
+        """The greedy answer to a prompt."""
+        new: list[int] = []
+        for _ in range(max_new_tokens):
+            new.append(int(self([*prompt, *new]).argmax()))
+            if new[-1] == self.end:
+                break
+        return new
 
 
 def generate_greedily(answer: Callable[..., list[int]]) -> None:
     """Exercise 2: answer(next_logits, ids, end_token, max_new_tokens) returns the new ids."""
-    prompt = [3, 0]
-    right = [1, 3, 2, 4]
-    found = answer(_toy_model(ENDS), list(prompt), 4, 10)
-    if found is None:
-        raise Wrong("it returns None: is the `return` missing?")
-    found = [int(token) for token in found]
-    plots.draw_tokens(right, found, end=4)
+    answer = watch.without_calls(answer, "check_00.write")
+    rng = random.Random(1)
+    for number in range(16):
+        num_words = rng.randint(5, 40)
+        end = rng.randrange(num_words)
+        prompt = [rng.randrange(num_words) for _ in range(rng.randint(1, 6))]
+        if number % 2:  # an end token in the prompt, as after an earlier turn
+            prompt.insert(rng.randrange(len(prompt) + 1), end)
+        length = rng.randint(1, 8)  # of the answer, if it may get so long
+        limit = rng.choice((1, length, length + 1, 20, 5))
+        model = _ToyModel(number, num_words, end, stop_at=len(prompt) + length - 1)
+        right = model.write(prompt, limit)
+        found = answer(model, list(prompt), end, limit)
+        case = f"a toy model of {num_words} words, prompt {prompt}, end {end}, at most {limit} new"
+        found = watch.whole_numbers(found, case)
+        if number == 0 or found != right:
+            plots.draw_tokens(right, found, end)
+        if found != right:
+            said = f"{case}: it writes {right}, yours writes {found}"
+            raise Wrong(said + _loop_mistake(found, right, prompt))
 
-    if found[:2] == prompt:
-        raise Wrong(f"{found} has the prompt {prompt} in front: return the new ids only")
+
+def _loop_mistake(found: list[int], right: list[int], prompt: list[int]) -> str:
+    """What a wrong answer shows of its mistake, or nothing."""
+    if found[: len(prompt)] == prompt and len(found) > len(right):
+        return ": the prompt stands in front, wanted are the new ids only"
     if found == right[:-1]:
-        raise Wrong(f"{found}: the end token is a token as well, it belongs to the answer")
-    if found[:4] == right and len(found) > 4:
-        raise Wrong(f"{found}: it goes on behind the end token, 4")
-    if found != right:
-        hint = "does each step get all words so far?"
-        raise Wrong(f"the toy model writes {right}, yours writes {found}: {hint}")
-
-    found = [int(token) for token in answer(_toy_model(CYCLES), [0], 4, 5)]
-    if found != [2, 0, 2, 0, 2]:
-        case = "a model that never ends has to be stopped after max_new_tokens = 5"
-        raise Wrong(f"{case}; yours writes {found}")
-
-    # A prompt that holds the end token, as it does after an earlier turn.
-    found = [int(token) for token in answer(_toy_model(ENDS), [3, 4, *prompt], 4, 10)]
-    if found != right:
-        case = "with an end token in its prompt, too,"
-        raise Wrong(f"{case} the model writes {right}, yours writes {found}")
+        return ": the last token is missing"
+    if found[: len(right)] == right:
+        return ": it goes on behind the end"
+    if right[: len(found)] == found:
+        return ": it stops too early"
+    equal = 0  # how many tokens are right from the start
+    while found[equal] == right[equal]:
+        equal += 1
+    return f": token {equal} is the first wrong one; what does the model get at that step?"

@@ -1,75 +1,118 @@
 """Checkers of notebook 03: the right answers come from the shipped processor."""
 
+import random
 from collections.abc import Callable
 
 import course
 from course import Wrong
 from plots import plots_03 as plots
 
+from checks import watch
 from processor import BYTE_OF, Piece, Qwen2VLProcessor, parse_conversation, render
+
+CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+STAR = "★ 图 🦊 né"  # characters of one to four bytes
+# Also spaces at both ends, new lines and tabs, and what looks like a control token.
+TEXTS = ("A red circle.", "Zürich, 28 °C", "  two spaces ", "\n\tA line\n", STAR, "<|im_end|> ")
+
+
+def _cut(raw: bytes, rng: random.Random) -> list[str]:
+    """Bytes as tokens of one to four bytes, cut without regard to characters."""
+    tokens = []
+    while raw:
+        size = rng.randint(1, 4)
+        tokens.append("".join(CHARACTER_OF[bytes([byte])] for byte in raw[:size]))
+        raw = raw[size:]
+    return tokens
+
+
+def _token_cases(processor: Qwen2VLProcessor) -> list[tuple[list[str], str]]:
+    """Tokens and their text: as the tokenizer cuts, cut anywhere, and with damaged bytes."""
+    rng = random.Random(0)
+    cases = []
+    for text in TEXTS:
+        cases.append((processor.tokenizer.encode(text, add_special_tokens=False).tokens, text))
+    # "<|im_end|>" is a control token there, and that is not written in bytes.
+    cases = [case for case in cases if not case[1].startswith("<|")]
+    for text in TEXTS:
+        cases.append((_cut(text.encode(), rng), text))
+    for text in TEXTS:
+        raw = text.encode()
+        damaged = [raw[: rng.randrange(len(raw))], b"\xff" + raw, raw + b"\xe2\x98", raw[1:]]
+        for some in damaged:
+            cases.append((_cut(some, rng), some.decode(errors="replace")))
+    return cases
 
 
 def to_text(answer: Callable[[list[str]], str]) -> None:
     """Exercise 1: tokens to text, also where a character is spread over tokens, or cut off."""
-    processor = Qwen2VLProcessor.from_pretrained(course.MODEL)
-    character_of = {byte: character for character, byte in BYTE_OF.items()}
-    cases = []
-    for text in ("A red circle.", "Zürich, 28 °C"):
-        cases.append((processor.tokenizer.encode(text).tokens, text))
-    star = "★ 图"
-    cases.append(([character_of[bytes([byte])] for byte in star.encode()], star))  # a token a byte
-
+    answer = watch.without_calls(
+        answer, "processor.decode", "processor.batch_decode", "Tokenizer.decode", "ByteLevel.decode"
+    )
+    cases = _token_cases(Qwen2VLProcessor.from_pretrained(course.MODEL))
     for tokens, text in cases:
         found = answer(list(tokens))
+        if found is None:
+            raise Wrong("it returns None: is the `return` missing?")
         if found == text:
             continue
         plots.draw_bytes(tokens, found)
         said = f"{tokens} are {text!r}; your answer is {found!r}"
-        if isinstance(found, str) and "\ufffd" in found:
+        if isinstance(found, str) and found.count("\ufffd") != text.count("\ufffd"):
             count = found.count("\ufffd")
-            said += f", with {count} times U+FFFD: a character may be spread over several tokens"
+            said += f", with {count} times U+FFFD instead of {text.count(chr(0xFFFD))}"
         raise Wrong(said)
+    star = next(tokens for tokens, text in cases if text == STAR)
+    plots.draw_bytes(star, answer(list(star)))
 
-    cut_off = ["A", character_of[b"\xe2"]]  # the first byte of ★
-    found = answer(list(cut_off))
-    if found != "A\ufffd":
-        plots.draw_bytes(cut_off, found)
-        case = "a character that is cut off should become U+FFFD, 'A\ufffd'"
-        raise Wrong(f"{case}; your answer is {found!r}")
-    plots.draw_bytes(tokens, answer(list(tokens)))
+
+def _placeholder_case(rng: random.Random) -> tuple[list[int], list[tuple], int, int, list[int]]:
+    """Random ids, grids, placeholder and merge size, and the ids that should come out."""
+    merge_size = rng.choice((1, 2, 3))
+    placeholder = rng.randint(5, 200_000)
+    # Among the words are ids that some checkpoint has as its placeholder: here they are words.
+    words = [token for token in (0, 1, 9, 698, 151655, 151656) if token != placeholder]
+    ids: list[int] = []
+    grids: list[tuple[int, int, int]] = []
+    right: list[int] = []
+    for _ in range(rng.randint(0, 4)):
+        text = rng.choices(words, k=rng.randint(0, 3))
+        h, w = rng.randint(1, 4), rng.randint(1, 4)
+        grid = (rng.choice((1, 1, 2, 5)), h * merge_size, w * merge_size)
+        ids += [*text, placeholder]
+        right += [*text, *[placeholder] * (grid[0] * h * w)]
+        grids.append(grid)
+    text = rng.choices(words, k=rng.randint(1, 3))
+    return ids + text, grids, placeholder, merge_size, right + text
 
 
 def expand_placeholders(answer: Callable[..., list[int]]) -> None:
     """Exercise 2: answer(ids, grids, placeholder, merge_size) repeats each placeholder."""
-    placeholder, merge_size = 9, 2
-    cases = {  # ids, grids, and what should come out
-        "no image": ([5, 6, 7], [], [5, 6, 7]),
-        "one image of 4 x 6 patches": ([5, 9, 6], [(1, 4, 6)], [5, *[9] * 6, 6]),
-        "two images, 4 x 4 and 2 x 8 patches": (
-            [9, 5, 9, 6],
-            [(1, 4, 4), (1, 2, 8)],
-            [*[9] * 4, 5, *[9] * 4, 6],
-        ),
-        "two alike next to each other": ([5, 9, 9], [(1, 2, 4), (1, 2, 4)], [5, *[9] * 4]),
-        "a video of 3 x 4 x 4 patches": ([5, 9, 6], [(3, 4, 4)], [5, *[9] * 12, 6]),
-    }
-    for case, (ids, grids, right) in cases.items():
-        found = answer(list(ids), list(grids), placeholder, merge_size)
-        if found is None:
-            raise Wrong("it returns None: is the `return` missing?")
-        found = list(found)
+    answer = watch.without_calls(answer, "processor.expand_placeholders")
+    cases = [
+        ([5, 9, 6], [(1, 4, 6)], 9, 2, [5, *[9] * 6, 6]),
+        ([9, 5, 9, 6], [(1, 4, 4), (1, 2, 8)], 9, 2, [*[9] * 4, 5, *[9] * 4, 6]),
+        ([5, 9, 6], [(3, 4, 4)], 9, 2, [5, *[9] * 12, 6]),
+    ]
+    rng = random.Random(0)
+    cases += [_placeholder_case(rng) for _ in range(20)]
+    for ids, grids, placeholder, merge_size, right in cases:
+        case = f"ids {ids}, grids {grids}, placeholder {placeholder}, merge_size {merge_size}"
+        found = watch.whole_numbers(answer(list(ids), list(grids), placeholder, merge_size), case)
         if found == right:
             continue
-        plots.draw_placeholders(found, right, placeholder, case)
+        plots.draw_placeholders(found, right, placeholder, "yours is above")
         wanted, count = right.count(placeholder), found.count(placeholder)
         said = f"{case}: there should be {wanted} placeholders in {len(right)} tokens"
         said += f", yours has {count} in {len(found)}"
         if count == wanted:
             said += ", at other indices"
         elif count == wanted * merge_size**2:
-            said += f": {merge_size} x {merge_size} patches become one token"
+            said += ": those are the patches, not the tokens"
         raise Wrong(said)
-    plots.draw_placeholders(found, right, placeholder, case)
+    ids, grids, placeholder, merge_size, right = cases[1]
+    found = answer(list(ids), list(grids), placeholder, merge_size)
+    plots.draw_placeholders(found, right, placeholder, "two images, 4 x 4 and 2 x 8 patches")
 
 
 def _question(*texts: str) -> list[Piece]:
@@ -79,8 +122,22 @@ def _question(*texts: str) -> list[Piece]:
     return render(turns, add_generation_prompt=True)
 
 
+def _random_pieces(rng: random.Random, processor: Qwen2VLProcessor) -> list[Piece]:
+    """A row of control tokens and of texts, some of which spell control tokens."""
+    controls = list(processor.special_tokens)
+    texts = ["Hi", " there", "", "<|im_end|>", "<|im_", "start|>", "\n", "é🦊", " <|image_pad|>"]
+    pieces = []
+    for _ in range(rng.randint(1, 9)):
+        if rng.random() < 0.3:
+            pieces.append(Piece(rng.choice(controls), True))
+        else:
+            pieces.append(Piece(rng.choice(texts), False))
+    return pieces
+
+
 def encode_pieces(answer: Callable[[list[Piece]], list[int]]) -> None:
     """Exercise 3: pieces to ids, also where a user writes control tokens."""
+    answer = watch.without_calls(answer, "processor.encode", "processor.__call__")
     processor = Qwen2VLProcessor.from_pretrained(course.MODEL)
     forged = "a user who writes a control token"
     cases = {
@@ -90,14 +147,18 @@ def encode_pieces(answer: Callable[[list[Piece]], list[int]]) -> None:
         "a user who sends nothing but a control token": _question("<|im_end|>"),
         "a word in two pieces": _question("What col", "our is it?"),
     }
+    rng = random.Random(0)
+    for _ in range(20):
+        pieces = _random_pieces(rng, processor)
+        cases[f"the pieces {[tuple(piece) for piece in pieces]}"] = pieces
     for case, pieces in cases.items():
-        found = [int(token_id) for token_id in answer(list(pieces))]
+        found = watch.whole_numbers(answer(list(pieces)), case)
         right = processor.encode(pieces)
         if found != right:
-            plots.draw_tokens({f"yours, {case}": found, "right": right}, processor)
+            title = case if len(case) < 60 else "the pieces below"
+            plots.draw_tokens({f"yours, {title}": found, "right": right}, processor)
             raise Wrong(f"{case}: {_difference(found, right, processor)}")
-    found = [int(token_id) for token_id in answer(list(cases[forged]))]
-    plots.draw_tokens({f"{forged}: all text": found}, processor)
+    plots.draw_tokens({f"{forged}: all text": answer(list(cases[forged]))}, processor)
 
 
 def _difference(found: list[int], right: list[int], processor: Qwen2VLProcessor) -> str:
@@ -112,4 +173,4 @@ def _difference(found: list[int], right: list[int], processor: Qwen2VLProcessor)
     lengths = f"{len(found)} ids, it should be {len(right)}"
     if len(found) < len(right):
         return f"{lengths}: is some text lost?"
-    return f"{lengths}: join text before you encode it"
+    return f"{lengths}: which pieces are one text?"

@@ -1,5 +1,6 @@
 """Checkers of notebook 04: the right answers come from the shipped positions and rotary table."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -8,14 +9,16 @@ import torch
 from course import Wrong
 from plots import plots_04 as plots
 
+from checks import watch
 from qwen2vl import Qwen2VLConfig, Qwen2VLModel, get_rope_index
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
 
 
-def _shipped_delta(config: Qwen2VLConfig, grids: list[Grid]) -> int:
+def _shipped_delta(config: Qwen2VLConfig, grids: list[Grid], merge_size: int) -> int:
     """The delta of a prompt with five text tokens before, between and behind these videos."""
-    merge_size = config.vision_config.spatial_merge_size
+    vision_config = dataclasses.replace(config.vision_config, spatial_merge_size=merge_size)
+    config = dataclasses.replace(config, vision_config=vision_config)
     placeholders = (config.video_token_id, config.image_token_id)
     text = [token for token in range(9) if token not in placeholders][:5]
     ids = list(text)
@@ -26,39 +29,45 @@ def _shipped_delta(config: Qwen2VLConfig, grids: list[Grid]) -> int:
     return int(rope_deltas)
 
 
-def _delta_cases(merge_size: int) -> dict[str, list[Grid]]:
-    """Prompts by name: the grids of their images and videos."""
-    m = merge_size
+def _delta_cases(m: int) -> dict[str, tuple[list[Grid], int]]:
+    """Prompts by name: the grids of their images and videos, and the merge size.
+
+    m: the merge size of the prompts that the plot shows.
+    """
     cases = {
-        "text only": [],
-        "an image": [(1, 4 * m, 6 * m)],
-        "a tall image": [(1, 9 * m, 2 * m)],
-        "a long video": [(12, 2 * m, 3 * m)],
-        "two images": [(1, 4 * m, 4 * m), (1, 2 * m, 8 * m)],
+        "text only": ([], m),
+        "an image": ([(1, 4 * m, 6 * m)], m),
+        "a tall image": ([(1, 9 * m, 2 * m)], m),
+        "a long video": ([(12, 2 * m, 3 * m)], m),
+        "two images": ([(1, 4 * m, 4 * m), (1, 2 * m, 8 * m)], m),
     }
     rng = random.Random(0)
-    for n in (1, 2, 3):
+    for number in range(12):
+        merge_size = 1 + number % 4
         grids = []
-        for _ in range(n):
-            grids.append((rng.randint(1, 8), m * rng.randint(1, 6), m * rng.randint(1, 6)))
-        cases[f"random, {n}"] = grids
+        for _ in range(rng.randint(1, 4)):
+            h, w = rng.randint(1, 6), rng.randint(1, 6)
+            grids.append((rng.randint(1, 8), merge_size * h, merge_size * w))
+        cases[f"random {number}"] = (grids, merge_size)
     return cases
 
 
 def rope_delta(answer: Callable[[list[Grid], int], int]) -> None:
     """Exercise 2: answer(grids, merge_size) is what decoding adds to the number of tokens."""
+    answer = watch.without_calls(answer, "qwen2vl.get_rope_index", "qwen2vl.prompt_positions")
     config = Qwen2VLConfig.from_pretrained(course.MODEL)
-    merge_size = config.vision_config.spatial_merge_size
-    cases = _delta_cases(merge_size)
-    right = [_shipped_delta(config, grids) for grids in cases.values()]
-    found = [answer(list(grids), merge_size) for grids in cases.values()]
-    if None in found:
-        raise Wrong("it returns None: is the `return` missing?")
-    plots.draw_deltas(list(cases), right, [float(value) for value in found])
-    for (name, grids), yours, wanted in zip(cases.items(), found, right, strict=True):
+    cases = _delta_cases(config.vision_config.spatial_merge_size)
+    right, found = [], []
+    for name, (grids, merge_size) in cases.items():
+        right.append(_shipped_delta(config, grids, merge_size))
+        found.append(watch.whole_number(answer(list(grids), merge_size), name))
+    plots.draw_deltas(list(cases)[:8], right[:8], [float(value) for value in found[:8]])
+    for (name, case), yours, wanted in zip(cases.items(), found, right, strict=True):
+        grids, merge_size = case
         if yours != wanted:
-            case = f"{name}, grids {grids} in patches: the delta is {wanted}, yours is {yours}"
-            raise Wrong(case + _delta_mistake(grids, merge_size, yours))
+            said = f"{name}, grids {grids} in patches, merge_size {merge_size}: "
+            said += f"the delta is {wanted}, yours is {yours}"
+            raise Wrong(said + _delta_mistake(grids, merge_size, yours))
 
 
 def _delta_mistake(grids: list[Grid], merge_size: int, found: int) -> str:
@@ -78,28 +87,39 @@ def _delta_mistake(grids: list[Grid], merge_size: int, found: int) -> str:
     return ""
 
 
-def axis_of(answer: Callable[[list[int]], list[int]]) -> None:
-    """Exercise 1: which axis rotates each number of a head."""
+def _shipped_axes(sections: list[int]) -> list[int]:
+    """The axis that rotates each number of a head in a model with these sections."""
     config = Qwen2VLConfig.from_pretrained(course.MODEL)
+    d = 2 * sum(sections)
+    heads = config.num_attention_heads
+    config = dataclasses.replace(config, mrope_section=sections, hidden_size=d * heads)
     with torch.device("meta"):  # no weights are needed
         decoder = Qwen2VLModel(config)
     # Three tokens: one at time 1, one at row 1, one at column 1. A sine is 0 unless its own
     # axis has moved.
     positions = torch.eye(3, dtype=torch.long)[:, None]  # (3, 1, 3)
     _, sines = decoder.rotary_table(positions, torch.float64)  # (1, 1, 3, d)
-    right = sines[0, 0].abs().argmax(dim=0).tolist()
-    found = [int(axis) for axis in answer(list(config.mrope_section))]
-    plots.draw_axes(right, found)
+    return sines[0, 0].abs().argmax(dim=0).tolist()
 
-    if len(found) != len(right):
-        said = f"a head has {len(right)} numbers, your list {len(found)}"
-        raise Wrong(f"{said}: two numbers make a pair")
-    wrong = [i for i in range(len(right)) if found[i] != right[i]]
-    if wrong:
-        axis = plots.AXES[right[wrong[0]]]
-        said = f"{len(wrong)} of {len(right)} are wrong, the first is number {wrong[0]}"
-        pairing = f"Number i is paired with i + {len(right) // 2}"
-        raise Wrong(f"{said}: it is rotated by the {axis}. {pairing}")
-    other = [int(axis) for axis in answer([1, 2, 3])]
-    if other != [0, 1, 1, 2, 2, 2] * 2:
-        raise Wrong(f"right for this model, but sections [1, 2, 3] give {other}")
+
+def axis_of(answer: Callable[[list[int]], list[int]]) -> None:
+    """Exercise 1: which axis rotates each number of a head."""
+    answer = watch.without_calls(answer, "qwen2vl.rotary_table")
+    rng = random.Random(0)
+    all_sections = [list(Qwen2VLConfig.from_pretrained(course.MODEL).mrope_section), [1, 2, 3]]
+    all_sections += [[rng.randint(1, 24) for _ in range(3)] for _ in range(5)]
+    all_sections.append([16, 24, 24])  # the official ones
+    for sections in all_sections:
+        case = f"sections {sections}"
+        right = _shipped_axes(sections)
+        found = watch.whole_numbers(answer(list(sections)), case)
+        if sections == all_sections[0] or found != right:
+            plots.draw_axes(right, found)
+        if len(found) != len(right):
+            said = f"{case}: a head has {len(right)} numbers, your list {len(found)}"
+            raise Wrong(f"{said}: two numbers make a pair")
+        wrong = [i for i in range(len(right)) if found[i] != right[i]]
+        if wrong:
+            axis = plots.AXES[right[wrong[0]]]
+            said = f"{case}: {len(wrong)} of {len(right)} are wrong, the first is number {wrong[0]}"
+            raise Wrong(f"{said}: it is rotated by the {axis}. Which number makes a pair with it?")

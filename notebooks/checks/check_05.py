@@ -1,57 +1,63 @@
 """The checkers of the exercises of notebook 05."""
 
 import math
+import random
 from collections.abc import Callable
-from unittest import mock
 
 import torch
 from course import Wrong
 from plots import plots_05 as plots
 from torch import Tensor
 
+from checks import watch
 from qwen2vl import AttentionMask, eager_attention
-
-COPIES = ("repeat", "repeat_interleave", "expand")
-SHAPES = [  # B, H, K, T, S, d
-    (1, 4, 2, 3, 3, 4),
-    (2, 6, 2, 4, 4, 8),
-    (1, 6, 3, 2, 7, 4),
-    (3, 6, 2, 1, 5, 4),
-    (1, 3, 3, 4, 6, 8),
-]
-
 
 # ------------------------------------------------------------- exercise 1: attention without copies
 
 
+def _attention_shapes() -> list[tuple[int, int, int, int, int, int]]:
+    """B, H, K, T, S, d: a prompt, a step with a cache, heads that don't share, random ones."""
+    shapes = [(1, 4, 2, 3, 3, 4), (2, 6, 2, 4, 4, 8), (3, 6, 2, 1, 5, 4), (1, 3, 3, 4, 6, 8)]
+    rng = random.Random(0)
+    for _ in range(8):
+        K = rng.randint(1, 4)
+        T = rng.randint(1, 6)
+        S = T + rng.choice((0, 0, 1, 5))
+        shapes.append((rng.randint(1, 3), K * rng.randint(1, 5), K, T, S, rng.choice((2, 4, 8))))
+    return shapes
+
+
 def grouped(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """answer(q, k, v): grouped-query attention that copies neither keys nor values."""
-    torch.manual_seed(0)
-    for B, H, K, T, S, d in SHAPES:
-        q, k, v = torch.randn(B, H, T, d), torch.randn(B, K, S, d), torch.randn(B, K, S, d)
-        found = answer(q, k, v)
-        sizes = f"{B=}, {H=}, {K=}, {T=}, {S=}, {d=}"
-        if not isinstance(found, Tensor) or found.shape != (B, T, H * d):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise Wrong(f"with {sizes} it gives {shape}, wanted is {(B, T, H * d)}")
-        if not found.isfinite().all():
-            raise Wrong(f"with {sizes} it has NaN: does the mask leave a query without any key?")
+    answer = watch.without_calls(
+        answer,
+        "scaled_dot_product_attention",
+        "qwen2vl.eager_attention",
+        "qwen2vl.attention",
+        "Tensor.numpy",  # what is done outside of PyTorch can't be watched
+    )
+    generator = torch.Generator().manual_seed(0)
+    for B, H, K, T, S, d in _attention_shapes():
+        q = torch.randn(B, H, T, d, generator=generator)
+        k, v = torch.randn(2, B, K, S, d, generator=generator)
+        case = f"with {B=}, {H=}, {K=}, {T=}, {S=}, {d=}"
         right, _ = eager_attention(q, k, v, AttentionMask(causal=True))  # (B, H, T, d)
-        apart = float((found - right.transpose(1, 2).flatten(2)).abs().max())
+        right = right.transpose(1, 2).flatten(2)
+        with watch.Copies([k, v], [q]) as copies:
+            found = answer(q, k, v)
+        found = watch.tensor_like(found, right, case)
+        if not found.isfinite().all():
+            raise Wrong(f"{case} it has NaN: does the mask leave a query without any key?")
+        apart = float((found - right).abs().max())
         if apart > 1e-5:
             _draw_weights(answer)
-            raise Wrong(f"with {sizes} it is {apart:.2g} off{_mistake(q, k, v, found)}")
-        _expect_no_copies(answer, q, k, v)
+            raise Wrong(f"{case} it is {apart:.2g} off{_mistake(q, k, v, found)}")
+        if copies.largest > k.numel():
+            raise Wrong(
+                f"{case} k or v has {k.numel()} numbers, and yours makes {copies.largest} of it: "
+                "that is a copy for each query head (a product that broadcasts k makes one, too)"
+            )
     _draw_weights(answer)
-
-
-def _expect_no_copies(answer: Callable, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Wrong if the answer calls one of the methods that repeat a tensor."""
-    for name in COPIES:
-        advice = "leave k and v as they are, and let the mask broadcast"
-        refuse = Wrong(f"it calls `{name}` on a tensor: {advice}")
-        with mock.patch.object(torch.Tensor, name, side_effect=refuse):
-            answer(q, k, v)
 
 
 def _attend(
@@ -103,11 +109,10 @@ def _mistake(q: Tensor, k: Tensor, v: Tensor, found: Tensor) -> str:
         ),
         (
             _attend(q, k, v, mask=unshifted),
-            f"{T} queries are the LAST of {S} tokens: query 0 attends to {S - T + 1} keys; "
-            "shift the mask's diagonal",
+            f"{T} queries are the LAST of {S} tokens: query 0 attends to {S - T + 1} keys",
         ),
         (_attend(q, k, v, scaled=False), "the scores aren't divided by √d"),
-        (mixed_up, "heads and tokens are in the wrong order: (B, H, T, d) to (B, T, H, d) first"),
+        (mixed_up, "heads and tokens are in the wrong order in the result"),
     ]
     for numbers, mistake in suspects:
         if torch.allclose(numbers, found, atol=1e-4):
@@ -132,13 +137,12 @@ def first_final_row(answer: Callable[[Tensor], Tensor]) -> None:
     """answer(tokens): from which row on each column of tokens (rows, steps) is its last row's."""
     generator = torch.Generator().manual_seed(0)
     examples = [torch.tensor([[7, 7, 5, 1], [9, 7, 7, 2], [3, 5, 5, 3], [9, 7, 5, 4]])]
-    examples += [torch.randint(2, (rows, 6), generator=generator) for rows in (1, 2, 5, 9)]
+    for rows, steps, words in ((1, 6, 2), (2, 6, 2), (5, 1, 2), (5, 9, 3), (9, 6, 2), (29, 8, 3)):
+        examples.append(torch.randint(words, (rows, steps), generator=generator) * 50_000)
     for tokens in examples:
         right = _first_final_row(tokens)
-        found = torch.as_tensor(answer(tokens.clone()))
-        if found.shape != right.shape:
-            given, wanted = tuple(found.shape), tuple(right.shape)
-            raise Wrong(f"for tokens {tuple(tokens.shape)} it gives {given}, wanted is {wanted}")
+        case = f"tokens of {tokens.shape[0]} rows and {tokens.shape[1]} steps"
+        found = watch.tensor_like(answer(tokens.clone()), right, case)
         if (found != right).any():
             step = int((found != right).nonzero()[0, 0])
             plots.draw_final_rows(tokens, found, right)
@@ -146,7 +150,7 @@ def first_final_row(answer: Callable[[Tensor], Tensor]) -> None:
                 f"the column {tokens[:, step].tolist()} is final from row {int(right[step])} on, "
                 f"yours says {found[step].item()}: after that all must be {int(tokens[-1, step])}"
             )
-    plots.draw_final_rows(examples[0], torch.as_tensor(answer(examples[0])))
+    plots.draw_final_rows(examples[0], answer(examples[0].clone()))
 
 
 def _first_final_row(tokens: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """The checkers of the exercises of notebook 07."""
 
+import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import course
@@ -11,6 +13,7 @@ from PIL import Image
 from plots import plots_07 as plots
 from torch import Tensor
 
+from checks import watch
 from processor import patchify, sample_frames, smart_resize, video_limits
 from qwen2vl_extras.media import read_video
 
@@ -33,51 +36,42 @@ def _read_moving() -> tuple[Tensor, list[int]]:
 
 def patches_to_frames(answer: Callable) -> None:
     """answer(patches, grid, side, depth, m): patches back to frames."""
+    answer = watch.without_calls(answer, "processor.patchify", "course.image_from_patches")
     frames, _ = _read_moving()
     patches, grid = patchify(frames)
-    got = answer(patches, grid, 14, 2, 2)
-    _compare_shapes(got, frames)
+    got = watch.tensor_like(answer(patches, grid, 14, 2, 2), frames, f"grid {grid}")
     plots.draw_rebuilt(frames, got)
-    _compare_frames(got, frames)
-    grids = [  # t, h, w, side, depth, m
-        (1, 4, 6, 3, 2, 2),
-        (3, 2, 4, 2, 2, 2),
-        (2, 6, 3, 2, 3, 3),
-        (2, 3, 2, 4, 1, 1),
-    ]
-    for t, h, w, side, depth, m in grids:
+    _compare_frames("examples/moving.mp4", got, frames)
+    rng = random.Random(0)
+    for _ in range(10):
+        t, side, depth = rng.randint(1, 4), rng.randint(1, 4), rng.randint(1, 3)
+        m = rng.randint(1, 3)
+        h, w = m * rng.randint(1, 4), m * rng.randint(1, 4)
         shape = (t * depth, 3, h * side, w * side)
         frames = torch.arange(np.prod(shape)).view(shape).float()
         patches, grid = patchify(frames, side, depth, m)
-        got = answer(patches, grid, side, depth, m)
-        _compare_shapes(got, frames)
-        _compare_frames(got, frames)
+        case = f"grid {grid}, side {side}, depth {depth}, m {m}"
+        got = watch.tensor_like(answer(patches, grid, side, depth, m), frames, case)
+        _compare_frames(case, got, frames)
 
 
-def _compare_shapes(got: Tensor, frames: Tensor) -> None:
-    if not isinstance(got, Tensor) or got.shape != frames.shape:
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        raise Wrong(f"the frames should be {tuple(frames.shape)}, you gave {shape}")
-
-
-def _compare_frames(got: Tensor, frames: Tensor) -> None:
+def _compare_frames(case: str, got: Tensor, frames: Tensor) -> None:
     """Wrong, with a guess at the mistake, if frames (n, 3, height, width) differ."""
     wrong = (got != frames).flatten(1).float().mean(1)  # the share of wrong pixels, by frame
     if not wrong.any():
         return
     count = int((wrong > 0).sum())
-    said = f"of {len(frames)} frames {count} are wrong, at worst in {wrong.max():.0%} of the pixels"
+    said = f"{case}: of {len(frames)} frames {count} are wrong, "
+    said += f"at worst in {wrong.max():.0%} of the pixels"
     num_different = len(got.flatten(1).unique(dim=0))
     if num_different < len(frames.flatten(1).unique(dim=0)):
-        said += ". Some frames come twice: a patch holds `depth` different frames"
+        said += ". Some frames come twice"
     elif all(any(torch.equal(frame, other) for other in frames) for frame in got):
-        said += ". Each frame is there, but in another order: first the pair, then the frame in it"
+        said += ". Each frame is there, but in another order"
     elif torch.equal(got.flip(1), frames):
         said += ". The colours come in the wrong order"
     else:
-        said += ". Each square of m x m patches has its m * m patches one after another: did you"
-        said += " take them apart into row and column of the square, row and column in the square?"
-        said += " And the numbers of a patch are colour, frame, row, column, in this order."
+        said += ". In which order do the patches come, and in which the numbers of a patch?"
     raise Wrong(said)
 
 
@@ -111,10 +105,16 @@ def locate_token(answer: Callable) -> None:
         (30, 25.0, 2, 4, 10, 2),
         (900, 30.0, 0.5, 6, 9, 3),
     ]
+    rng = random.Random(0)
+    for _ in range(8):
+        m = rng.randint(1, 4)
+        h, w = m * rng.randint(1, 5), m * rng.randint(1, 5)
+        rate = rng.choice((8.0, 12.5, 23.976, 25.0, 60.0))
+        videos.append((rng.randint(8, 900), rate, rng.choice((0.5, 1, 2, 4)), h, w, m))
     for total, rate, fps, h, w, m in videos:
         chosen = sample_frames(total, rate, fps)
         num_tokens = len(chosen) // 2 * (h // m) * (w // m)
-        for k in (0, 1, num_tokens // 2, num_tokens - 1):
+        for k in (0, num_tokens // 2, num_tokens - 1, rng.randrange(num_tokens)):
             token = _Token(k, (len(chosen) // 2, h, w), m, chosen, rate)
             _compare_located(_check_located(answer(*token)), token)
 
@@ -131,6 +131,8 @@ def _compare_located(got: tuple[float, float, int, int], token: _Token) -> None:
     indices = np.unravel_index(token.k, (t, h // token.m, w // token.m))
     pair, row, column = (int(index) for index in indices)
     what = f"token {token.k} of the grid {token.grid} with m = {token.m}"
+    watch.whole_number(got[2], f"{what}, its row")
+    watch.whole_number(got[3], f"{what}, its column")
     if (got[2], got[3]) != (row, column):
         said = f"{what} is in row {row}, column {column} of tokens"
         raise Wrong(f"{said}; you said {got[2]}, {got[3]}")
@@ -147,51 +149,71 @@ def _compare_located(got: tuple[float, float, int, int], token: _Token) -> None:
 # -------------------------------------------------------------------- exercise 3: the longest video
 
 COUNTS = range(2, 769, 2)
-SIZES = [  # room in tokens, height and width in pixels
-    (24000, 1080, 1920),
-    (4096, 480, 640),
-    (16384, 720, 1280),
-    (50, 720, 1280),  # nothing fits
-    (10**6, 480, 640),  # everything fits
-]
+Size = tuple[int, int]  # height and width
 
 
-def _tokens(n: int, height: int, width: int) -> int:
-    """The tokens of n frames."""
+def _tokens(n: int, height: int, width: int) -> tuple[int, Size]:
+    """The tokens of n frames, and the size of each."""
     limits = video_limits(n, {})
-    new_height, new_width = smart_resize(
+    size = smart_resize(
         height, width, min_pixels=limits["min_pixels"], max_pixels=limits["max_pixels"]
     )
-    return n // 2 * (new_height // 28) * (new_width // 28)
+    return n // 2 * (size[0] // 28) * (size[1] // 28), size
 
 
-def longest_video(answer: Callable[[int, int, int], int]) -> None:
-    """answer(room, height, width): the largest number of frames that fits."""
-    room, height, width = SIZES[0]
-    got = answer(room, height, width)
-    point = None
-    if isinstance(got, int) and 2 <= got <= 768:
-        point = (got, _tokens(got // 2 * 2, height, width))
-    tokens = [_tokens(n, height, width) for n in COUNTS]
-    plots.draw_longest(COUNTS, tokens, room, f"the longest video of {width} x {height} px", point)
-    for room, height, width in SIZES:
+def _rooms() -> list[tuple[int, int, int]]:
+    """(room in tokens, height, width): also such that fewer frames cost more than the longest."""
+    rooms = [
+        (24000, 1080, 1920),
+        (50, 720, 1280),  # nothing fits
+        (10**6, 480, 640),  # everything fits
+        (21722, 720, 1280),
+    ]
+    rng = random.Random(0)
+    for _ in range(6):
+        height, width = rng.randint(100, 2000), rng.randint(100, 2000)
+        tokens = [_tokens(n, height, width)[0] for n in COUNTS]
+        # As much room as a video takes that is cheaper than one with fewer frames.
+        cheaper = [b for a, b in pairwise(tokens) if b < a]
+        rooms.append((rng.choice(cheaper or tokens), height, width))
+        rooms.append((rng.randint(200, 40000), height, width))
+    return rooms
+
+
+def longest_video(answer: Callable[[int, int, int], tuple[int, Size | None]]) -> None:
+    """answer(room, height, width): the largest number of frames that fits, and their size."""
+    for number, (room, height, width) in enumerate(_rooms()):
+        case = f"room for {room} tokens, frames {width} px wide and {height} px high"
         try:
             got = answer(room, height, width)
         except ValueError as error:
-            said = f"with room for {room} tokens it stops ({error})"
-            raise Wrong(f"{said}: where nothing fits, return 0") from error
-        _compare_longest(got, room, height, width)
+            said = f"{case}: it stops ({error})"
+            raise Wrong(f"{said}: where nothing fits, return (0, None)") from error
+        n = _frames_of(got, case)
+        tokens = [_tokens(n, height, width)[0] for n in COUNTS]
+        if number == 0:
+            point = (n, _tokens(n // 2 * 2, height, width)[0]) if 2 <= n <= 768 else None
+            title = f"the longest video of {width} x {height} px"
+            plots.draw_longest(COUNTS, tokens, room, title, point)
+        fitting = [n for n, cost in zip(COUNTS, tokens, strict=True) if cost <= room]
+        right = max(fitting, default=0)
+        if n != right:
+            raise Wrong(f"{case}: {right} frames fit, you said {n}{_cost(n, height, width)}")
+        size = _tokens(right, height, width)[1] if right else None
+        if got[1] != size:
+            wanted = "None" if size is None else f"{size} (height, width)"
+            raise Wrong(f"{case}: with {right} frames their size is {wanted}, you said {got[1]}")
 
 
-def _compare_longest(got: int, room: int, height: int, width: int) -> None:
-    """Wrong if another number of frames fits."""
-    fitting = [n for n in COUNTS if _tokens(n, height, width) <= room]
-    right = max(fitting, default=0)
-    if got == right:
-        return
-    said = f"into {room} tokens fit {right} frames of {width} x {height} px, you said {got}"
-    if isinstance(got, int) and got >= 2 and _tokens(got // 2 * 2, height, width) > room:
-        said += f"; that many cost {_tokens(got // 2 * 2, height, width)} tokens"
-    elif isinstance(got, int) and got < right:
-        said += f"; {right} of them cost only {_tokens(right, height, width)} tokens"
-    raise Wrong(said)
+def _frames_of(got: object, case: str) -> int:
+    """The number of frames in an answer; Wrong if it hasn't the form (frames, size)."""
+    if not isinstance(got, tuple) or len(got) != 2:
+        raise Wrong(f"{case}: return (frames, size), not {got!r:.60}")
+    return watch.whole_number(got[0], f"{case}, the frames")
+
+
+def _cost(n: int, height: int, width: int) -> str:
+    """What n frames cost, as the end of a message."""
+    if n < 2 or n % 2:
+        return ""
+    return f", which take {_tokens(n, height, width)[0]} tokens"

@@ -1,5 +1,6 @@
 """The checkers of the exercises of notebook 08."""
 
+import random
 from collections.abc import Callable
 
 import course
@@ -7,6 +8,8 @@ import torch
 from course import Wrong
 from plots import plots_08 as plots
 from torch import Tensor
+
+from checks import watch
 
 # ---------------------------------------------------------------- exercise 1: the first wrong stage
 
@@ -24,6 +27,31 @@ def first_wrong_stage(answer: Callable[[Stages, Stages, float], str | None]) -> 
     _expect("the merger is 3e-3 off, and all after it", got, "merger")
     _try_sizes(answer, generator)
     _try_special_cases(answer, generator)
+    for seed in range(12):
+        _try_random(answer, seed)
+
+
+def _try_random(answer: Callable, seed: int) -> None:
+    """Stages of other names, sizes and order, another tolerance, an error just above or below."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    tolerance = 10.0 ** rng.uniform(-6, -1)
+    names = rng.sample(["logits", "b", "a", "norm", "0", "layer 10", "layer 9"], rng.randint(1, 6))
+    wrong = rng.choice([None, *names])
+    ours, theirs = {}, {}
+    for name in names:
+        shape = [rng.randint(1, 5) for _ in range(rng.randint(1, 3))]
+        theirs[name] = 10.0 ** rng.uniform(-4, 4) * torch.randn(shape, generator=generator)
+        ours[name] = theirs[name].clone()
+        # After the first wrong stage the others may be right or wrong.
+        factor = 0.7
+        if name == wrong or (wrong in ours and rng.random() < 0.5):
+            factor = rng.choice((1.5, 1.5, 30))
+        i = rng.randrange(ours[name].numel())
+        error = factor * tolerance * theirs[name].abs().max()
+        ours[name].view(-1)[i] += rng.choice((-1, 1)) * error
+    case = f"stages {names} and a tolerance of {tolerance:.1e}"
+    _expect(case, answer(dict(ours), dict(theirs), tolerance), wrong)
 
 
 def _try_sizes(answer: Callable, generator: torch.Generator) -> None:
@@ -55,6 +83,15 @@ def _try_special_cases(answer: Callable, generator: torch.Generator) -> None:
     ours["merger"] = 1.01 * theirs["merger"]
     case = "the merger's numbers are all negative, and 1 % off"
     _expect(case, answer(ours, theirs, 1e-5), "merger")
+
+    ours, theirs = _example(generator, {})
+    ours["merger"][1, 1] = 20 * theirs["merger"].abs().max()
+    case = "one number of our merger is 20 times the reference's largest, the tolerance is 2"
+    _expect(case, answer(ours, theirs, 2.0), "merger")
+
+    ours, theirs = _example(generator, {})
+    ours["merger"][1, 1] = float("inf")
+    _expect("one number of the merger is infinite", answer(ours, theirs, 1e-5), "merger")
 
     ours, theirs = _example(generator, {})
     ours["vision"] = ours["vision"][:4]
@@ -93,10 +130,11 @@ def _expect(case: str, got: str | None, right: str | None) -> None:
 def to_bfloat16(answer: Callable[[Tensor], Tensor]) -> None:
     """answer(x): float32 rounded to 8 significant bits."""
     near_1 = torch.linspace(1, 1.04, 401)
-    got = answer(near_1.clone())
-    is_tensor = isinstance(got, Tensor)
-    if not is_tensor or got.shape != near_1.shape or got.dtype != torch.float32:
-        raise Wrong(f"give back a float32 tensor of the same shape, not {got!r:.60}")
+    with watch.Dtypes() as dtypes:
+        got = answer(near_1.clone())
+    got = watch.tensor_like(got, near_1, "numbers near 1")
+    if torch.bfloat16 in dtypes.seen:
+        raise Wrong("it makes a tensor in torch.bfloat16, which does the whole thing")
     plots.draw_rounding(near_1, got)
 
     generator = torch.Generator().manual_seed(2)
@@ -107,9 +145,18 @@ def to_bfloat16(answer: Callable[[Tensor], Tensor]) -> None:
         "ties, half way between two": torch.cat((ties, -ties)),
         "numbers near 1": near_1,
         "0 and whole powers of 2": torch.tensor([0.0, 1.0, -2.0, 0.125, 65536.0]),
+        "one number": torch.tensor([3.14159]),
+        "just below a power of 2": torch.tensor([1.999, -3.999, 0.4999, 255.9]),
     }
     for case, x in cases.items():
-        _compare_rounded(case, x, answer(x.clone()))
+        with watch.Dtypes() as dtypes:
+            got = answer(x.clone())
+        if torch.bfloat16 in dtypes.seen:
+            raise Wrong(f"{case}: it makes a tensor in torch.bfloat16")
+        _compare_rounded(case, x, watch.tensor_like(got, x, case))
+    table = cases["numbers of all sizes"].view(40, 100)
+    got = watch.tensor_like(answer(table.clone()), table, "a table of 40 x 100 numbers")
+    _compare_rounded("a table of 40 x 100 numbers", table.flatten(), got.flatten())
 
 
 def _compare_rounded(case: str, x: Tensor, got: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The checkers of the exercises of notebook 09."""
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +11,12 @@ from course import Wrong
 from PIL import Image, ImageDraw
 from plots import plots_09 as plots
 
+from checks import watch
 from processor import Qwen2VLProcessor
 from tiny.train import answer_labels
-from tiny.world import SHAPES
+from tiny.world import COLOURS, SHAPES
+
+KNOWN_SHAPES = dict(SHAPES)  # before a reader adds one
 
 # -------------------------------------------------------------- exercise 1: labels of several turns
 
@@ -34,21 +38,40 @@ def labels_of(answer: Callable[[list[int], int, int, list[int]], list[int]]) -> 
     start = processor.tokenizer.token_to_id("<|im_start|>")
     end = processor.tokenizer.token_to_id("<|im_end|>")
     opening = processor.tokenizer.encode("assistant\n").ids
-    results = []  # (turns, ids, right labels, the answer's labels)
+    answer = watch.without_calls(answer, "train.answer_labels")
     for conversation in CONVERSATIONS:
         input_ids = processor.apply_chat_template(_messages(conversation), tokenize=True)  # (1, T)
         ids = input_ids[0].tolist()
         right = answer_labels(input_ids, processor)[0].tolist()
-        yours = answer(list(ids), start, end, list(opening))
-        if yours is None:
-            raise Wrong("it returns None: is the `return` missing?")
-        if len(yours) != len(ids):
-            raise Wrong(f"{len(ids)} ids need as many labels, yours gives {len(yours)}")
-        results.append((len(conversation), ids, right, [int(label) for label in yours]))
-    turns, _, right, yours = results[-1]
-    plots.draw_label_rows(right, yours, turns)
-    for turns, ids, right, yours in results:
-        _compare_labels(processor, turns, ids, right, yours)
+        turns = len(conversation)
+        case = f"a conversation of {turns} turn(s)"
+        yours = watch.whole_numbers(answer(list(ids), start, end, list(opening)), case)
+        if turns == len(CONVERSATIONS[-1]) and len(yours) == len(ids):
+            plots.draw_label_rows(right, yours, turns)
+        names = [repr(processor.decode([token])) for token in ids]
+        _compare_labels(case, names, right, yours)
+    for seed in range(12):
+        ids, start, end, opening, right = _random_row(random.Random(seed))
+        case = f"ids {ids}, start {start}, end {end}, opening {opening}"
+        yours = watch.whole_numbers(answer(list(ids), start, end, list(opening)), case)
+        _compare_labels(case, [str(token) for token in ids], right, yours)
+
+
+def _random_row(rng: random.Random) -> tuple[list[int], int, int, list[int], list[int]]:
+    """Ids of a made-up conversation, its start, end and opening, and the right labels."""
+    start, end, *opening = rng.sample(range(5, 900), 2 + rng.randint(1, 3))
+    words = [*opening, 1, 2, 3]  # a text may hold the opening's ids, but for `start` before them
+    ids: list[int] = []
+    labels: list[int] = []
+    for turn in range(rng.randint(1, 5)):
+        text = rng.choices(words, k=rng.randint(0, 4))
+        is_answer = turn == 0 or rng.random() < 0.5
+        # Another role begins with an id of its own, and the opening's may follow.
+        head = [start, *opening] if is_answer else [start, 4, *opening]
+        ids += [*head, *text, end]
+        labels += [-100] * len(head)
+        labels += [*text, end] if is_answer else [-100] * (len(text) + 1)
+    return ids, start, end, opening, labels
 
 
 def _messages(conversation: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
@@ -59,16 +82,14 @@ def _messages(conversation: tuple[tuple[str, str], ...]) -> list[dict[str, str]]
     return messages
 
 
-def _compare_labels(
-    processor: Qwen2VLProcessor, turns: int, ids: list[int], right: list[int], yours: list[int]
-) -> None:
+def _compare_labels(case: str, names: list[str], right: list[int], yours: list[int]) -> None:
     """Wrong at the first token with another label."""
+    if len(yours) != len(right):
+        raise Wrong(f"{case}: {len(right)} ids need as many labels, yours gives {len(yours)}")
     for i, (wanted, given) in enumerate(zip(right, yours, strict=True)):
         if wanted != given:
-            token = (
-                f"in a conversation of {turns} turn(s), token {i}, {processor.decode([ids[i]])!r}"
-            )
-            raise Wrong(f"{token}, should have {_name(wanted)}; yours has {_name(given)}")
+            token = f"{case}: token {i}, {names[i]},"
+            raise Wrong(f"{token} should have {_name(wanted)}; yours has {_name(given)}")
 
 
 def _name(label: int) -> str:
@@ -81,7 +102,10 @@ def _name(label: int) -> str:
 def whole_loss(answer: Callable[[list[tuple[float, int]]], float]) -> None:
     """answer(parts): the loss of a batch from (mean loss, number of labels) of its parts."""
     generator = torch.Generator().manual_seed(0)
-    for counts in ((4, 4), (2, 30), (1, 5, 60), (7,)):
+    rng = random.Random(0)
+    batches = [(4, 4), (2, 30), (1, 5, 60), (7,)]
+    batches += [tuple(rng.randint(1, 90) for _ in range(rng.randint(2, 6))) for _ in range(6)]
+    for number, counts in enumerate(batches):
         logits = [torch.randn(n, 50, generator=generator) * (1 + n / 8) for n in counts]
         labels = [torch.randint(50, (n,), generator=generator) for n in counts]
         losses = [F.cross_entropy(x, y).item() for x, y in zip(logits, labels, strict=True)]
@@ -89,7 +113,7 @@ def whole_loss(answer: Callable[[list[tuple[float, int]]], float]) -> None:
         yours = answer(list(zip(losses, counts, strict=True)))
         if yours is None:
             raise Wrong("it returns None: is the `return` missing?")
-        if len(counts) == 3:
+        if number == 2:
             plots.draw_part_losses(losses, counts, right, float(yours))
         if not math.isclose(float(yours), right, rel_tol=1e-4):
             plain_mean = sum(losses) / len(losses)
@@ -112,7 +136,7 @@ def my_shape(answer: Callable[[], tuple[str, list[tuple[float, float]]]]) -> Non
         draw.polygon([(r + x * r, r + y * r) for x, y in corners], fill=255)
 
     mine = _mask(paint)
-    known = {shape: _mask(painter) for shape, painter in SHAPES.items() if shape != name}
+    known = {shape: _mask(painter) for shape, painter in KNOWN_SHAPES.items()}
     shared = {}  # the share of their joint area that the new shape has in common with each
     for shape, mask in known.items():
         shared[shape] = float((mine & mask).sum() / (mine | mask).sum())
@@ -133,6 +157,11 @@ def _check_shape(given: object) -> tuple[str, list[tuple[float, float]]]:
     name, corners = given
     if not isinstance(name, str) or not name.isalpha() or not name.islower():
         raise Wrong(f"the name has to be one word in small letters; yours is {name!r}")
+    if name in KNOWN_SHAPES or name in COLOURS:
+        raise Wrong(f"{name!r} is a word that the model knows already: find a new one")
+    tokenizer = Qwen2VLProcessor.from_pretrained("tiny").tokenizer
+    if len(tokenizer.encode(f" {name}").ids) == 1:
+        raise Wrong(f"the tokenizer has a token for {name!r}: the model has met the word before")
     if len(corners) < 3 or any(len(corner) != 2 for corner in corners):
         raise Wrong(f"a polygon has three corners (x, y) or more; yours: {corners!s:.60}")
     for x, y in corners:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from PIL import Image
 
+from plots.lettering import show
+
 ARROW = {"arrowstyle": "-|>", "color": "black"}
 
 
@@ -23,7 +25,7 @@ def draw_patches(image: Image.Image, h: int, w: int, patch_size: int, merge_size
     plt.ylabel("row (pixels)")
     plt.axis((0, width, height, 0))
     plt.grid(False)
-    plt.show()
+    show()
 
 
 def draw_prompt(parts: dict[str, tuple[int, int]]) -> None:
@@ -38,7 +40,7 @@ def draw_prompt(parts: dict[str, tuple[int, int]]) -> None:
     plt.xlabel("token")
     plt.yticks([])
     plt.xlim(0, max(end for _, end in parts.values()))
-    plt.show()
+    show()
 
 
 def draw_positions(positions: Sequence[Sequence[int]], first: int, last: int) -> None:
@@ -52,7 +54,7 @@ def draw_positions(positions: Sequence[Sequence[int]], first: int, last: int) ->
     plt.xlabel("token")
     plt.ylabel("position")
     plt.legend(loc="upper left")
-    plt.show()
+    show()
 
 
 def draw_probabilities(words: Sequence[str], probabilities: Sequence[float]) -> None:
@@ -62,9 +64,9 @@ def draw_probabilities(words: Sequence[str], probabilities: Sequence[float]) -> 
     plt.figure(figsize=(6, 2.6))
     plt.barh(labels[::-1], percent[::-1], color="0.5", edgecolor="black")
     plt.title("The five most probable first tokens of the answer")
-    plt.xlabel("probability (%), each line ten times the one before")
+    plt.xlabel("probability (%), on a logarithmic axis")
     plt.xscale("log")
-    plt.show()
+    show()
 
 
 # The boxes of the map: centre (x, y), and the point at which the arrow from there ends.
@@ -105,7 +107,7 @@ def draw_map(texts: dict[str, object]) -> None:
     axes.set(xlim=(-0.7, 9), ylim=(0.5, 9.5))
     axes.set_title("From an image and a question to an answer")
     axes.set_axis_off()
-    plt.show()
+    show()
 
 
 def draw_costs(sides: Sequence[int], right: Sequence[int], yours: Sequence[float]) -> None:
@@ -117,7 +119,7 @@ def draw_costs(sides: Sequence[int], right: Sequence[int], yours: Sequence[float
     plt.xlabel("side (pixels)")
     plt.ylabel("tokens")
     plt.legend()
-    plt.show()
+    show()
 
 
 def draw_tokens(right: Sequence[int], yours: Sequence[int], end: int) -> None:
@@ -130,6 +132,5 @@ def draw_tokens(right: Sequence[int], yours: Sequence[int], end: int) -> None:
     plt.xlabel("step")
     plt.ylabel("word (id)")
     plt.xticks(range(1, max(len(yours), len(right)) + 1))
-    plt.yticks(range(5))
     plt.legend()
-    plt.show()
+    show()

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
+from plots.lettering import show
 from processor import Qwen2VLImageProcessor, smart_resize
 
 
@@ -23,7 +24,7 @@ def draw_sizes(images: dict[str, Image.Image], image_processor: Qwen2VLImageProc
         for axes in (own_shape, squashed):
             axes.grid(False)
             axes.set_axis_off()
-    plt.show()
+    show()
 
 
 def _draw_cut(
@@ -63,7 +64,7 @@ def draw_rounding(factor: int) -> None:
     plt.xlabel("side of the image [px]")
     plt.ylabel("rounded side [px]")
     plt.legend()
-    plt.show()
+    show()
 
 
 def draw_tokens(
@@ -87,7 +88,7 @@ def draw_tokens(
     plt.xlabel("root of the image's area [px]")
     plt.ylabel("tokens")
     plt.legend(loc="center left")
-    plt.show()
+    show()
 
 
 def draw_kernel(x: Tensor, enlarging: Tensor, shrinking: Tensor, taps: Tensor, at: Tensor) -> None:
@@ -100,7 +101,7 @@ def draw_kernel(x: Tensor, enlarging: Tensor, shrinking: Tensor, taps: Tensor, a
     plt.xlabel("distance from the new pixel's centre [old pixels]")
     plt.ylabel("weight")
     plt.legend()
-    plt.show()
+    show()
 
 
 def draw_order(
@@ -130,7 +131,7 @@ def draw_order(
             set_ticks(edges - 0.5, edges)
         axes.grid(color="black", alpha=0.8, linestyle="-")
         axes.set(title=f"the index of each patch, {title}", xlabel="column [px]", ylabel="row [px]")
-    plt.show()
+    show()
 
 
 def draw_patch(patch: Tensor, image_processor: Qwen2VLImageProcessor) -> None:
@@ -157,7 +158,7 @@ def draw_patch(patch: Tensor, image_processor: Qwen2VLImageProcessor) -> None:
     as_vector.set_ylim(-2.3, 3.6)
     as_vector.set(title="the same patch as the model gets it")
     as_vector.set(xlabel="index in the vector", ylabel="normalised value")
-    plt.show()
+    show()
 
 
 def draw_costs(budgets: Sequence[int], costs: np.ndarray, factor: int) -> None:
@@ -184,7 +185,7 @@ def draw_costs(budgets: Sequence[int], costs: np.ndarray, factor: int) -> None:
         axes.set_xticks(budgets, budgets)
         axes.minorticks_off()
         axes.legend()
-    plt.show()
+    show()
 
 
 def draw_indices(yours: Tensor, right: Tensor, merge_size: int) -> None:
@@ -203,4 +204,4 @@ def draw_indices(yours: Tensor, right: Tensor, merge_size: int) -> None:
     axes.set(title="your indices; grey: wrong", xlabel="column", ylabel="row", xticks=range(w))
     axes.set_yticks(range(h))
     axes.grid(False)
-    plt.show()
+    show()

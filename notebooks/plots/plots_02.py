@@ -10,6 +10,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from plots.lettering import show
+
 
 def draw_one_patch(image: Image.Image, row: int, column: int, patch_size: int) -> None:
     """An image with a frame around one of its patches, and that patch alone."""
@@ -23,7 +25,7 @@ def draw_one_patch(image: Image.Image, row: int, column: int, patch_size: int) -
     patch.set_title(f"the patch in row {row}, column {column}", fontsize=9)
     for axes in (whole, patch):
         axes.set_axis_off()
-    plt.show()
+    show()
 
 
 def draw_rotations(rows: Tensor, columns: Tensor, angles: Tensor) -> None:
@@ -44,7 +46,7 @@ def draw_rotations(rows: Tensor, columns: Tensor, angles: Tensor) -> None:
         axes.set(title=f"pair {pair}: {title}", xlabel="column [patches]", ylabel="row [patches]")
         axes.set(xticks=range(last_column + 1), yticks=range(last_row + 1), aspect="equal")
         axes.set(xlim=(-0.7, last_column + 0.7), ylim=(last_row + 0.7, -0.7))
-    plt.show()
+    show()
 
 
 def draw_scores(scores: Sequence[Tensor], positions: Sequence[tuple[int, int]]) -> None:
@@ -59,7 +61,7 @@ def draw_scores(scores: Sequence[Tensor], positions: Sequence[tuple[int, int]]) 
         axes.set(xlabel="column [patches]", ylabel="row [patches]")
         axes.grid(False)
     plt.colorbar(shown, ax=panels, label="score (1: same position)")
-    plt.show()
+    show()
 
 
 def draw_attention(
@@ -86,7 +88,7 @@ def draw_attention(
             axes.plot(column + 0.5, row + 0.5, "kx", markersize=8, markeredgewidth=1.5)
             axes.set_title(f"block {layer}, head {head}", fontsize=8)
             axes.set_axis_off()
-    plt.show()
+    show()
 
 
 def draw_distances(distances: Tensor, uniform: float) -> None:
@@ -100,7 +102,7 @@ def draw_distances(distances: Tensor, uniform: float) -> None:
     plt.xlabel("transformer block")
     plt.ylabel("mean distance [patches]")
     plt.legend(loc="lower right")
-    plt.show()
+    show()
 
 
 def draw_damage(name: str, damage: dict[str, tuple[Tensor, str]]) -> None:
@@ -118,7 +120,7 @@ def draw_damage(name: str, damage: dict[str, tuple[Tensor, str]]) -> None:
         axes.set(xlabel="column [tokens]", ylabel="row [tokens]")
         axes.set(xticks=range(columns), yticks=range(rows))
         axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_rotation(x: Tensor, right: Tensor, yours: Tensor, row: int, column: int) -> None:
@@ -131,7 +133,7 @@ def draw_rotation(x: Tensor, right: Tensor, yours: Tensor, row: int, column: int
     axes.set(xlabel="index in the vector", ylabel="value")
     axes.set_ylim(None, float(x.abs().max()) + 1.5)
     axes.legend(ncols=3, loc="upper center")
-    plt.show()
+    show()
 
 
 def draw_visibility(right: Tensor, yours: Tensor) -> None:
@@ -143,4 +145,4 @@ def draw_visibility(right: Tensor, yours: Tensor) -> None:
             title=f"{title} (grey: attends to it)", xlabel="key (patch)", ylabel="query (patch)"
         )
         axes.set(xticks=range(len(attends)), yticks=range(len(attends)))
-    plt.show()
+    show()

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from plots.lettering import show
 from processor import BYTE_OF, Qwen2VLProcessor
 
 CELL_WIDTH, CELL_HEIGHT = 0.8, 0.42  # inches
@@ -38,7 +39,7 @@ def draw_tokens(
         axes.grid(False)
         for side in axes.spines.values():
             side.set_visible(False)
-    plt.show()
+    show()
 
 
 def _draw_token(axes: Axes, x: int, y: int, token_id: int, processor: Qwen2VLProcessor) -> None:
@@ -73,7 +74,7 @@ def draw_learning(lengths: Sequence[int]) -> None:
     axes.set(xlabel="rules learned", ylabel="length of the text (tokens)")
     axes.set(ylim=(0, lengths[0] + 5))
     axes.set_title("Each merge shortens the text; the first ones most")
-    plt.show()
+    show()
 
 
 def draw_merges(words: Sequence[list[list[str]]], rank: dict[tuple[str, str], int]) -> None:
@@ -106,7 +107,7 @@ def draw_merges(words: Sequence[list[list[str]]], rank: dict[tuple[str, str], in
         title = f"{word}: {len(states[0])} characters, {len(states[-1])} token(s)"
         axes.set_title(title, fontsize=10)
         axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_text_costs(names: Sequence[str], tokens: list[float], raw_bytes: list[float]) -> None:
@@ -123,7 +124,7 @@ def draw_text_costs(names: Sequence[str], tokens: list[float], raw_bytes: list[f
     axes.set_title("What a character costs")
     axes.invert_yaxis()
     axes.legend()
-    plt.show()
+    show()
 
 
 def draw_lengths(ids: Sequence[int], norms: Sequence[float], processor: Qwen2VLProcessor) -> None:
@@ -147,7 +148,7 @@ def draw_lengths(ids: Sequence[int], norms: Sequence[float], processor: Qwen2VLP
     axes.set(yscale="log", xlabel="position in the prompt", ylabel="length of the vector (L2 norm)")
     axes.set_title("What the decoder gets: one vector for each position")
     axes.legend()
-    plt.show()
+    show()
 
 
 def draw_bytes(tokens: Sequence[str], answer: object) -> None:
@@ -178,7 +179,7 @@ def draw_bytes(tokens: Sequence[str], answer: object) -> None:
     axes.set_yticklabels(["characters", "bytes, a shade a token"])
     axes.set_title(f"your answer: {ascii(answer)[:90]}", fontsize=9, loc="left", parse_math=False)
     axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_placeholders(
@@ -195,4 +196,4 @@ def draw_placeholders(
     axes.set_yticklabels(["right", "yours"])
     axes.set_title(f"{case}: placeholders dark, everything else white", fontsize=9, loc="left")
     axes.grid(False)
-    plt.show()
+    show()

@@ -7,6 +7,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from plots.lettering import show
+
 AXES = ("time", "row", "column")
 Layout = list[int | tuple[int, int, int]]  # so many text tokens, or the (t, h, w) of an image
 
@@ -23,7 +25,7 @@ def draw_image_positions(image: Image.Image, positions: Tensor, side: int) -> No
         axes.text(x + side / 2, y + side / 2, text, ha="center", va="center", fontsize=10)
     axes.set(xlabel="x (pixels)", ylabel="y (pixels)", title="time, row and column of every token")
     axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_position_table(positions: Tensor, names: Sequence[str]) -> None:
@@ -37,7 +39,7 @@ def draw_position_table(positions: Tensor, names: Sequence[str]) -> None:
     axes.set(title="position of each token")
     axes.set_xticklabels(names, fontsize=9)
     axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_layouts(layouts: dict[str, Layout], positions_of: Callable[[Layout], Tensor]) -> None:
@@ -62,7 +64,7 @@ def draw_layouts(layouts: dict[str, Layout], positions_of: Callable[[Layout], Te
         axes.set(title=title, xlabel="token", ylabel="position")
         axes.set_ylim(-1, 1.6 * int(positions.max()) + 3)
     panels[0, 0].legend(fontsize=8, loc="upper left")
-    plt.show()
+    show()
 
 
 def draw_next_positions(time_steps: Sequence[int], side: int) -> None:
@@ -76,7 +78,7 @@ def draw_next_positions(time_steps: Sequence[int], side: int) -> None:
     axes.set(xlabel=f"time steps of {side} x {side} tokens each")
     axes.set(ylabel="position of the next text", title="The position of the text behind a video")
     axes.legend()
-    plt.show()
+    show()
 
 
 def draw_arrows(
@@ -96,7 +98,7 @@ def draw_arrows(
         axes.set(xlim=(-0.6, w - 0.4), ylim=(h - 0.4, -0.6), xlabel="column", ylabel="row")
         axes.set(xticks=range(w), yticks=range(h))
         axes.set_title(f"pair {pair}, rotated by the {name}:\n{step:.3g} rad a step", fontsize=10)
-    plt.show()
+    show()
 
 
 def draw_angles(angles: Tensor, sections: Sequence[int], start: int, stop: int) -> None:
@@ -119,19 +121,19 @@ def draw_angles(angles: Tensor, sections: Sequence[int], start: int, stop: int) 
     axes.set_xlim(-0.5, edge + 0.01)
     axes.grid(False)
     plt.colorbar(cosines, ax=axes, pad=0.06)
-    plt.show()
+    show()
 
 
 def draw_scores(maps: dict[str, Tensor], query: tuple[int, int]) -> None:
     """Scores (h, w) of one query with every cell of an image; a cross marks the query's cell."""
-    _, panels = plt.subplots(1, len(maps), figsize=(5 * len(maps), 3.4))
+    _, panels = plt.subplots(1, len(maps), figsize=(4.2 * len(maps), 2.4))
     for axes, (title, scores) in zip(panels, maps.items(), strict=True):
         shown = axes.imshow(scores, cmap="gray")
         axes.plot(query[1], query[0], "x", color="black", markersize=10, markeredgewidth=2)
         axes.set(title=title, xlabel="column", ylabel="row")
         axes.grid(False)
         plt.colorbar(shown, ax=axes, label="score with x, of at most 1", shrink=0.8)
-    plt.show()
+    show()
 
 
 def draw_changes(changes: dict[str, float]) -> None:
@@ -145,7 +147,7 @@ def draw_changes(changes: dict[str, float]) -> None:
     axes.set(xlabel="largest change of a logit, relative to the largest logit")
     axes.set_title("What wrong positions do to the next token's logits")
     axes.invert_yaxis()
-    plt.show()
+    show()
 
 
 def draw_nine(answers: dict[str, list[str]], right: Sequence[str]) -> None:
@@ -166,7 +168,7 @@ def draw_nine(answers: dict[str, list[str]], right: Sequence[str]) -> None:
         axes.set(xlim=(-0.02, 3.02), ylim=(3.02, -0.02), xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"{title}\n{sum(is_right)} of 9 right", fontsize=9)
         axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_deltas(names: Sequence[str], right: Sequence[int], yours: Sequence[float]) -> None:
@@ -180,7 +182,7 @@ def draw_deltas(names: Sequence[str], right: Sequence[int], yours: Sequence[floa
     axes.set(title="What decoding adds")
     axes.invert_yaxis()
     axes.legend()
-    plt.show()
+    show()
 
 
 def draw_axes(right: Sequence[int], yours: Sequence[int]) -> None:
@@ -196,4 +198,4 @@ def draw_axes(right: Sequence[int], yours: Sequence[int]) -> None:
     axes.set_yticklabels(["right", "yours"])
     axes.set_title("time black, row grey, column white", fontsize=10, loc="left")
     axes.grid(False)
-    plt.show()
+    show()

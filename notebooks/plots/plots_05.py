@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from plots.lettering import show
 from plots.shared import write_table
 
 
@@ -25,7 +26,7 @@ def draw_top_tokens(
     right.invert_yaxis()
     right.margins(x=0.25)
     right.set(title=title, xlabel="logit (beside it: probability)")
-    plt.show()
+    show()
 
 
 def draw_scores(tables: dict[str, Tensor]) -> None:
@@ -37,7 +38,7 @@ def draw_scores(tables: dict[str, Tensor]) -> None:
         write_table(axes, numbers.clamp(min=0), texts, range(rows), range(columns))
         axes.set(title=title, xlabel="key: token")
     panels[0].set_ylabel("query: token")
-    plt.show()
+    show()
 
 
 def draw_gate(g: Tensor, curves: dict[str, Tensor]) -> None:
@@ -47,7 +48,7 @@ def draw_gate(g: Tensor, curves: dict[str, Tensor]) -> None:
         axes.plot(g, y, label=label)
     axes.set(title="SiLU: how far the gate opens", xlabel="g", ylabel="gate")
     axes.legend()
-    plt.show()
+    show()
 
 
 def draw_stacked_bars(
@@ -74,7 +75,7 @@ def draw_stacked_bars(
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.margins(y=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    plt.show()
+    show()
 
 
 def draw_attention_maps(
@@ -100,7 +101,7 @@ def draw_attention_maps(
         "What the step that generates a word attends to (white: nothing, black: most, in each map)"
     )
     plt.suptitle(title, fontsize=10)
-    plt.show()
+    show()
 
 
 def draw_head_weights(yours: Tensor, right: Tensor, num_keys: int) -> None:
@@ -118,7 +119,7 @@ def draw_head_weights(yours: Tensor, right: Tensor, num_keys: int) -> None:
     panels[1, 0].set_xlabel(f"{num_keys} keys", fontsize=9)
     title = f"Attention weights of the last {num_queries} of {num_keys} tokens, in each query head"
     plt.suptitle(title, fontsize=10)
-    plt.show()
+    show()
 
 
 def draw_final_rows(tokens: Tensor, yours: Tensor, right: Tensor | None = None) -> None:
@@ -138,4 +139,4 @@ def draw_final_rows(tokens: Tensor, yours: Tensor, right: Tensor | None = None) 
     axes.set(title="grey: the final token", xlabel="step", ylabel="row")
     axes.set(xticks=range(num_steps), yticks=range(num_rows))
     axes.grid(False)
-    plt.show()
+    show()

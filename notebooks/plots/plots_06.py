@@ -7,6 +7,8 @@ import torch
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from plots.lettering import show
+
 
 def draw_work(T: int, steps: int) -> None:
     """The attention scores of each step: computed now (dark), before (light), or masked (white)."""
@@ -29,7 +31,7 @@ def draw_work(T: int, steps: int) -> None:
         axes.set_xlabel("key of token", fontsize=9)
     title = "Scores of one head: dark = computed in this step, light = not needed again"
     plt.suptitle(title, fontsize=10)
-    plt.show()
+    show()
 
 
 def draw_choices(
@@ -46,7 +48,7 @@ def draw_choices(
         axes.set_title(settings[i].replace(", ", ",\n"), fontsize=10)
     panels[0].set_ylabel("share of 2,000 draws")
     panels[0].legend(fontsize=9)
-    plt.show()
+    show()
 
 
 def draw_rows(
@@ -72,7 +74,7 @@ def draw_rows(
         Patch(facecolor=shade, edgecolor="black", label=kind) for kind, shade in shades.items()
     ]
     panels[0].legend(handles=legend, loc="center left", bbox_to_anchor=(1, 0.5))
-    plt.show()
+    show()
 
 
 def draw_passes(yours: Sequence[int], enough: Sequence[int] | None = None) -> None:
@@ -83,7 +85,7 @@ def draw_passes(yours: Sequence[int], enough: Sequence[int] | None = None) -> No
         axes.plot(range(1, len(enough) + 1), enough, "x", color="#d55e00", ms=9, label="enough")
     axes.set(title="Tokens read in each pass", xlabel="pass", ylabel="tokens", yscale="log")
     axes.legend()
-    plt.show()
+    show()
 
 
 def draw_cut(p: Tensor, share: float, yours: Tensor, right: Tensor | None = None) -> None:
@@ -100,4 +102,4 @@ def draw_cut(p: Tensor, share: float, yours: Tensor, right: Tensor | None = None
     axes.set(title="min-p", xlabel="tokens, the most probable first", ylabel="probability")
     axes.set_xticks(x)
     axes.legend()
-    plt.show()
+    show()

@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from plots.lettering import show
+
 
 def draw_frames(frames: Sequence[Image.Image], titles: Sequence[str], title: str) -> None:
     """Frames side by side, each with its title."""
@@ -19,7 +21,7 @@ def draw_frames(frames: Sequence[Image.Image], titles: Sequence[str], title: str
         axes.set_title(text, fontsize=9)
         axes.set(xticks=[], yticks=[])
     plt.suptitle(title, fontsize=10)
-    plt.show()
+    show()
 
 
 # ---------------------------------------------------------------------------- which frames are read
@@ -55,7 +57,7 @@ def draw_sampling(sample: Callable[..., list[int]]) -> None:
     right.set(xlabel="length of the video (s)", ylabel="frames")
     right.set_title("how many, of videos at 30 frames a second")
     right.legend()
-    plt.show()
+    show()
 
 
 def draw_lamp(is_lit: Sequence[bool], rate: int, sampled: dict[int, list[int]]) -> None:
@@ -70,7 +72,7 @@ def draw_lamp(is_lit: Sequence[bool], rate: int, sampled: dict[int, list[int]]) 
         "a lamp that blinks twice a second (grey), and the frames that are read (dots)"
     )
     rows[-1].set_xlabel("time (s)")
-    plt.show()
+    show()
 
 
 # -------------------------------------------------------------------------------- change and spread
@@ -95,7 +97,7 @@ def draw_change(frames: Sequence[Image.Image], maps: Tensor, still: Tensor) -> N
             axes.grid(False)
     panels[0, 0].set_ylabel("both frames,\none over the other")
     panels[1, 0].set_ylabel("change part,\nby patch")
-    plt.show()
+    show()
 
 
 def draw_spread(spreads: dict[int, Tensor]) -> None:
@@ -115,7 +117,7 @@ def draw_spread(spreads: dict[int, Tensor]) -> None:
         axes.set_title(f"painted over: pair {pair}")
         axes.grid(False)
     plt.suptitle("relative change of the tokens (0: not a single bit)", fontsize=11)
-    plt.show()
+    show()
 
 
 def draw_positions(prompts: dict[str, Tensor]) -> None:
@@ -127,7 +129,7 @@ def draw_positions(prompts: dict[str, Tensor]) -> None:
         axes.set(title=name, xlabel="number of the token in the prompt")
     panels[0, 0].set_ylabel("position")
     panels[0, 0].legend()
-    plt.show()
+    show()
 
 
 # -------------------------------------------------------------------------------- answers and costs
@@ -165,7 +167,7 @@ def draw_outcomes(results: dict[str, dict[str, tuple[int, int, int]]]) -> None:
         axes.set(xlabel="videos", title=f"something {kind}")
         axes.grid(False)
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    plt.show()
+    show()
 
 
 def draw_costs(video_tokens: Callable[..., tuple[int, tuple[int, int]]]) -> None:
@@ -191,7 +193,7 @@ def draw_costs(video_tokens: Callable[..., tuple[int, tuple[int, int]]]) -> None
     right.set(xlabel="frames that are read", ylabel="pixels", ylim=(0, None))
     right.set_title("size of each frame of a 1920 x 1080 video")
     right.legend()
-    plt.show()
+    show()
 
 
 # ---------------------------------------------------------------------------------------- exercises
@@ -207,7 +209,7 @@ def draw_rebuilt(frames: Tensor, rebuilt: Tensor) -> None:
     panels[0, 0].set_ylabel("the video")
     panels[1, 0].set_ylabel("rebuilt")
     plt.suptitle("six frames, cut into patches and put together again", fontsize=10)
-    plt.show()
+    show()
 
 
 def draw_located(
@@ -223,7 +225,7 @@ def draw_located(
         if min(abs(time - begin), abs(time - end)) < 1e-6:
             axes.add_patch(Rectangle((column * 28, row * 28), 28, 28, fill=False, lw=3))
     plt.suptitle(title, fontsize=10)
-    plt.show()
+    show()
 
 
 def draw_longest(
@@ -244,4 +246,4 @@ def draw_longest(
     plt.ylabel("tokens")
     plt.title(title)
     plt.legend(loc="lower right")
-    plt.show()
+    show()

@@ -4,6 +4,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from plots.lettering import show
+
 LINES = ("-", "--", ":", "-.", "-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "x", "*")
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#777777", "#000000", "#cc79a7")
@@ -21,7 +23,7 @@ def draw_orders(errors: Tensor, n: int) -> None:
     plt.xlabel("distance from the true sum, relative to the largest term (units of 1e-7)")
     plt.ylabel("orders")
     plt.title(f"the same {n} numbers, added in {len(errors):,} different orders in float32")
-    plt.show()
+    show()
 
 
 def draw_curves(
@@ -47,7 +49,7 @@ def draw_curves(
     axes.set_xticks(ticks, stages[::every], rotation=40, ha="right", fontsize=9)
     axes.set(ylabel="relative difference", title=title)
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    plt.show()
+    show()
 
 
 def draw_changed(num_changed: dict[str, int], n: int) -> None:
@@ -61,7 +63,7 @@ def draw_changed(num_changed: dict[str, int], n: int) -> None:
     axes.set(xlim=(0, n + 1.5), xlabel="answers that differ from the undamaged model's")
     axes.set_title("“Where is …?”: how often each mistake changes the answer")
     axes.grid(False)
-    plt.show()
+    show()
 
 
 def draw_costs(
@@ -93,7 +95,7 @@ def draw_costs(
             axes.text(length, y, f" {text}", va="center", fontsize=8)
         axes.set(xlabel=unit, title=title, xlim=(0, 1.25 * max(lengths) + 1e-9))
         axes.grid(False)
-    plt.show()
+    show()
 
 
 def _grouped(numbers: dict[str, float]) -> dict[str, list[float]]:
@@ -123,7 +125,7 @@ def draw_first_wrong(differences: dict[str, float], tolerance: float, answer: st
         axes.annotate("your answer", (x, values[x]), (x - 0.9, values[x] * 3), fontsize=9)
     axes.set(ylabel="relative difference", ylim=(1e-8, 1))
     axes.set_title("a made-up comparison, and the stage that you name")
-    plt.show()
+    show()
 
 
 def draw_rounding(x: Tensor, yours: Tensor) -> None:
@@ -136,4 +138,4 @@ def draw_rounding(x: Tensor, yours: Tensor) -> None:
     plt.ylabel("after")
     plt.title(f"numbers between {x[0]:g} and {x[-1]:g}, rounded to 8 significant bits")
     plt.legend()
-    plt.show()
+    show()

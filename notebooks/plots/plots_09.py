@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
+from plots.lettering import show
+
 
 def draw_labels(labels: list[int]) -> None:
     """A bar for each token, dark where it has a label."""
@@ -17,7 +19,7 @@ def draw_labels(labels: list[int]) -> None:
     plt.title(f"{count} of {len(labels)} tokens have a label (dark): the answer and its end")
     plt.xlabel("token")
     plt.yticks([])
-    plt.show()
+    show()
 
 
 def draw_token_losses(
@@ -44,22 +46,22 @@ def draw_token_losses(
     plt.yscale("log")
     plt.ylim(1e-6, 1e3)
     plt.legend(ncols=3, loc="upper left")
-    plt.show()
+    show()
 
 
 def draw_block_changes(changes: dict[str, list[float]]) -> None:
     """How much each vision block changes its input, a line for each model."""
     plt.figure(figsize=(6, 3))
     for (name, values), style in zip(changes.items(), ("o--", "o-", "s:"), strict=True):
-        plt.plot(range(1, len(values) + 1), values, style, label=name)
+        plt.plot(range(len(values)), values, style, label=name)
     plt.yscale("log")
-    plt.xticks(range(1, len(values) + 1))
+    plt.xticks(range(len(values)))
     plt.title("How much each vision block changes its input")
     plt.xlabel("block")
     plt.ylabel("change / input")
     plt.ylim(0.05, 3)
     plt.legend(ncols=3, loc="upper center")
-    plt.show()
+    show()
 
 
 def draw_training(
@@ -93,7 +95,7 @@ def draw_training(
     right.set_ylabel("right (%)")
     right.set_ylim(-3, 103)
     right.legend()
-    plt.show()
+    show()
 
 
 def draw_accuracies(accuracies: dict[str, dict[str, float]]) -> None:
@@ -117,7 +119,7 @@ def draw_accuracies(accuracies: dict[str, dict[str, float]]) -> None:
     plt.ylim(0, 130)
     plt.yticks(range(0, 101, 20))
     plt.legend(ncols=3, loc="upper left")
-    plt.show()
+    show()
 
 
 # ---------------------------------------------------------------------------------------- exercises
@@ -134,7 +136,7 @@ def draw_label_rows(right: list[int], yours: list[int], turns: int) -> None:
     plt.title(f"A conversation of {turns} turns: dark tokens have a label")
     plt.xlabel("token")
     plt.grid(False)
-    plt.show()
+    show()
 
 
 def draw_part_losses(
@@ -148,7 +150,7 @@ def draw_part_losses(
     plt.bar(names, [*losses, whole, yours], color=greys, edgecolor="black")
     plt.title("Losses of the parts of a batch and of the whole batch")
     plt.ylabel("loss (nats a token)")
-    plt.show()
+    show()
 
 
 def draw_shapes(masks: dict[str, np.ndarray]) -> None:
@@ -158,4 +160,4 @@ def draw_shapes(masks: dict[str, np.ndarray]) -> None:
         axes.imshow(mask)
         axes.set_title(title)
         axes.set_axis_off()
-    plt.show()
+    show()

@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from plots.lettering import show
+
 
 def draw_images(
     images: Image.Image | Tensor | Sequence[Image.Image | Tensor],
@@ -28,7 +30,7 @@ def draw_images(
         axes.imshow(image)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
-    plt.show()
+    show()
 
 
 def write_table(
@@ -61,7 +63,7 @@ def draw_table(
     _, axes = plt.subplots(figsize=(1.05 * len(columns) + 2, 0.4 * len(rows) + 1.2))
     write_table(axes, shades, texts, rows, columns)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    plt.show()
+    show()
 
 
 def draw_bars(
@@ -91,7 +93,7 @@ def draw_bars(
     axes.margins(y=0.15)
     if len(groups) > 1:
         axes.legend()
-    plt.show()
+    show()
 
 
 def draw_lines(
@@ -136,4 +138,4 @@ def draw_lines(
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     else:
         axes.legend()
-    plt.show()
+    show()
