@@ -355,15 +355,30 @@ def slides(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def slides_address(slides) -> Iterator[str]:
+    """Where the slides are served, as notebooks/README.md says."""
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    command += ["--directory", str(slides)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
 @pytest.mark.slow
-def test_slides_open_without_a_request_that_leaves(slides, browser):
+def test_slides_open_without_a_request_that_leaves(slides, slides_address, browser):
     for file in sorted(slides.glob("[0-9]*.html")):
         page = browser.new_page()
         page.set_default_timeout(300_000)
         asked = hosts_asked(page)
         failed: list[str] = []
         page.on("requestfailed", lambda request, failed=failed: failed.append(request.url))
-        page.goto(file.as_uri())
+        page.goto(f"{slides_address}/{file.name}")
         page.wait_for_selector(".reveal.ready")
         page.wait_for_function("window.MathJax && MathJax.Hub && MathJax.Hub.queue.pending === 0")
         num_slides = page.locator(".slides > section").count()
