@@ -119,6 +119,7 @@ def make_slides(path: Path, out: Path) -> Path:
         jquery_url="assets/jquery/dist/jquery.min.js",
         require_js_url="assets/requirejs/require.js",
         mermaid_js_url="./assets/no-mermaid.js",
+        reveal_theme="white",  # its fonts lie beside it; others ask Google for theirs
         reveal_scroll=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,

@@ -5,6 +5,7 @@ these numbers and is drawn again whenever one moves. Where nobody can move them 
 which `execute.py` sets), there is the picture alone: that is what the repository shows.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -168,20 +169,24 @@ def turn_by_hand(config: Qwen2VLConfig) -> None:
     frequencies = config.rope_theta ** -(torch.arange(num_pairs) / num_pairs)  # (d/2,)
     axis_of = [axis for axis, count in enumerate(sections) for _ in range(count)]
     names = ("time", "row", "column")
+    step = math.ceil(max(sections) / 8)  # of large models every third hand or so is drawn
+    columns = math.ceil(max(sections) / step)
 
     def draw(time: int, row: int, column: int) -> None:
         position = (time, row, column)
         angles = [float(frequencies[i]) * position[axis] for i, axis in enumerate(axis_of)]
-        _, panels = plt.subplots(3, max(sections), figsize=(1.3 * max(sections), 4.6))
+        _, panels = plt.subplots(3, columns, figsize=(1.3 * columns, 4.6))
         for axes in panels.flat:
             axes.set_axis_off()
         shown = [0, 0, 0]
         for axis, angle in zip(axis_of, angles, strict=True):
-            axes = panels[axis][shown[axis]]
-            draw_clock(axes, angle)
-            if shown[axis] == 0:
-                axes.set_title(f"{names[axis]} {position[axis]}", fontsize=9)
+            number = shown[axis]
             shown[axis] += 1
+            if number % step == 0:
+                axes = panels[axis][number // step]
+                draw_clock(axes, angle)
+                if number == 0:
+                    axes.set_title(f"{names[axis]} {position[axis]}", fontsize=9)
         score = float(np.mean(np.cos(angles)))
         plt.suptitle(f"q at this position · k at (0, 0, 0), of equal vectors: {score:.2f} of 1")
         plt.show()
