@@ -72,7 +72,7 @@ BOXES = (
     Box(DECODER, 194, "next_token", "greedy, or temperature, top-p", ("06",), 200),
     Box(DECODER, 44, "TextStream", "the answer, in words", ("06",)),
     Box(590, 374, "KVCache", "keys, values so far", ("06",), 130),
-    Box(590, 164, "next_token_loss", "−ln p of each label", ("09",), 150),
+    Box(570, 164, "next_token_loss", "−ln p of each label", ("09",), 150),
 )
 FRAMES = (
     Frame(18, 232, 204, 256, "VisionTransformer", ("02",)),
@@ -99,7 +99,7 @@ ARROWS = (
     Arrow(((DECODER, 194), (DECODER, 84)), "decode"),
     Arrow(((860, 214), (900, 214), (900, 520), (395, 520), (395, 474)), "the new token is read"),
     Arrow(((655, 400), (664, 400), (664, 440), (671, 440))),
-    Arrow(((671, 274), (590, 274), (590, 204))),
+    Arrow(((671, 274), (570, 274), (570, 204))),
 )
 # What begins outside: text, where it stands, and the arrow to its box.
 SOURCES = (("an image", IMAGES, 24), ("a video", TEXT, 24), ("a conversation", TEXT, 150))
