@@ -3,6 +3,7 @@
     QWEN2VL_MODEL=Qwen/Qwen2-VL-2B-Instruct jupyter lab notebooks    # official weights
     QWEN2VL_DTYPE=bfloat16 jupyter lab notebooks                     # or float32
     QWEN2VL_DEVICE=cuda jupyter lab notebooks                        # another device than the CPU
+    QWEN2VL_IMAGE=photo.jpg jupyter lab notebooks                    # your own image in all of them
 
 A check compares with two others: with the shipped function, and with the reference. The
 reference is `transformers` where that is installed, or else an array that it once gave, stored
@@ -12,6 +13,7 @@ of the whole notebook.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,11 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from architecture import draw
 from cycler import cycler
-from IPython.display import display
+from IPython.display import SVG, display
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,14 +38,17 @@ from precision import choose_dtype  # noqa: E402
 from stages import in_float32, recorded, stage_modules  # noqa: E402
 
 from load import find_checkpoint  # noqa: E402
-from processor import Qwen2VLImageProcessor, Qwen2VLProcessor, patchify  # noqa: E402
+from processor import Qwen2VLImageProcessor, Qwen2VLProcessor, patchify, smart_resize  # noqa: E402
 from qwen2vl import Qwen2VLForConditionalGeneration  # noqa: E402
+from qwen2vl_extras.media import load_image  # noqa: E402
 
 MODEL = os.environ.get("QWEN2VL_MODEL", "tiny")
 IS_TINY = MODEL == "tiny"
 DEVICE = os.environ.get("QWEN2VL_DEVICE", "cpu")  # as for the stored outputs
 ASKED_DTYPE = os.environ.get("QWEN2VL_DTYPE")  # float32, bfloat16, or None for what fits
 EXAMPLES = ROOT / "examples"
+OWN_IMAGE = os.environ.get("QWEN2VL_IMAGE")  # in place of the course's image, from 00 to 06
+OWN_IMAGE_PIXELS = 168 * 112  # about as large as the course's
 STORED = ROOT / "notebooks" / "reference"
 
 plt.rcParams.update(
@@ -111,6 +118,31 @@ def followed_patch(h: int, w: int, merge_size: int) -> Followed:
     return Followed(row, column, squares * merge_size**2 + inside, squares)
 
 
+def image_path() -> Path:
+    """The file of the image that goes through the course.
+
+    It is the reader's own where QWEN2VL_IMAGE names one: made about as large as the course's, with
+    sides in multiples of 28, so that the plots of its patches can be read.
+    """
+    if OWN_IMAGE is None:
+        return EXAMPLES / "shapes.png"
+    own = load_image(OWN_IMAGE)
+    height, width = smart_resize(own.height, own.width, 28, 56 * 56, OWN_IMAGE_PIXELS)
+    path = Path(tempfile.gettempdir()) / "qwen2vl-own-image.png"
+    own.resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def image() -> Image.Image:
+    """The image that goes through the course, as RGB."""
+    return Image.open(image_path()).convert("RGB")
+
+
+def where_we_are(notebook: str) -> SVG:
+    """The figure of the whole architecture, with the parts of a notebook ("02") in black."""
+    return SVG(draw(notebook))
+
+
 def image_from_patches(
     patches: Tensor, grid: tuple[int, int, int], image_processor: Qwen2VLImageProcessor
 ) -> Tensor:
@@ -173,11 +205,15 @@ def check(
 def answered(claim: str, holds: bool) -> None:
     """Check a claim about the embedded model's answers.
 
-    Other weights answer otherwise, so for them the line only says whether the claim holds.
+    Other weights and other images give other answers: then the line only says whether the claim
+    holds.
     """
+    result = "it holds" if holds else "it does not hold"
     if not IS_TINY:
-        result = "it holds" if holds else "it does not hold"
         print(f"– {claim}: {result} here; it needs trained weights, so only tiny must meet it")
+        return
+    if OWN_IMAGE is not None:
+        print(f"– {claim}: {result} here; it is about the course's image, and yours is another")
         return
     assert holds, f"{claim}: does not hold"
     print(f"✓ {claim}")
@@ -212,10 +248,10 @@ def reference(name: str, ask: Callable[[], ArrayLike | Tensor]) -> Tensor | None
     """What the reference says: ask() where transformers is installed, else the stored array `name`.
 
     With QWEN2VL_STORE=1 what ask() gives is stored. There are arrays for the embedded model in
-    float32 only.
+    float32 and the course's image only.
     """
     file = STORED / f"{name}.npy"
-    has_stored = IS_TINY and STATE.dtype is torch.float32
+    has_stored = IS_TINY and STATE.dtype is torch.float32 and OWN_IMAGE is None
     if transformers_installed():
         theirs = torch.as_tensor(ask()).detach().cpu()
         if os.environ.get("QWEN2VL_STORE") and has_stored:

@@ -1,12 +1,13 @@
 """Run notebooks from a clean kernel and keep their outputs, as they are committed.
 
-    python notebooks/execute.py                       # all ten: about twenty minutes
+    python notebooks/execute.py                       # all of them: about twenty minutes
     python notebooks/execute.py 04 06                 # some
     QWEN2VL_STORE=1 python notebooks/execute.py       # store what the reference says as well
 
 To be done whenever the embedded checkpoint or the code that a notebook shows has changed, on a
 machine with nothing else to do: some notebooks measure times. Notebook 09 trains for ten minutes
-(QWEN2VL_TRAIN_MINUTES) and then fine-tunes twice, the others take a minute or two each.
+(QWEN2VL_TRAIN_MINUTES) and then fine-tunes twice; notebook 10 fine-tunes for two minutes; the
+others take a minute or two each.
 
 A notebook runs to its end even if a cell stops, for instance because a claim about the model's
 answers does not hold with new weights. Then its failed cells are listed, it stays as it was on the
@@ -35,7 +36,7 @@ def execute(path: Path) -> bool:
     client = NotebookClient(
         notebook, timeout=1800, allow_errors=True, resources={"metadata": {"path": str(FOLDER)}}
     )
-    client.execute(env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    client.execute(env=dict(os.environ, HF_HUB_OFFLINE="1", QWEN2VL_STATIC="1"))
     failures = failed_cells(notebook)
     if failures:
         print(f"{path.stem}: not written, {len(failures)} cells failed", *failures, sep="\n  ")

@@ -1,0 +1,190 @@
+"""What notebook 10 needs beside LoRA itself: images of a folder, questions, and what they cost."""
+
+import math
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measure import seconds
+from PIL import Image
+from torch import Tensor, nn
+
+from processor import Qwen2VLProcessor
+from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from qwen2vl_extras.media import load_image
+from tiny.tasks import sentence, with_article
+from tiny.train import answer_labels
+
+QUESTION = "Describe this image."
+SIDE = 84  # pixels: small images are quick
+EMPTY = Image.new("RGB", (SIDE, SIDE), "white")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+# ------------------------------------------------------------------------------- images of a folder
+
+
+def read_folder(folder: Path) -> dict[str, Image.Image]:
+    """The images of a folder by their names ("cup-1"), SIDE pixels square.
+
+    ValueError for a name without a number, or if there are fewer than two images of a thing.
+    """
+    images = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in ENDINGS:
+            continue
+        thing, _, number = file.stem.rpartition("-")
+        if not thing or not number.isdigit():
+            raise ValueError(f"{file}: a name like cup-1{file.suffix} is needed")
+        images[file.stem] = load_image(file).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    things = [thing_of(name) for name in images]
+    for thing in set(things):
+        if things.count(thing) < 2:
+            raise ValueError(f"{folder} has one image of a {thing}, two are needed at least")
+    if not images:
+        raise ValueError(f"{folder} has no images ({', '.join(ENDINGS)})")
+    return images
+
+
+def thing_of(name: str) -> str:
+    """What an image shows, from its name: "cup-1" is a cup."""
+    return name.rpartition("-")[0]
+
+
+def answer_for(name: str) -> str:
+    """The answer that is taught: "A cup."."""
+    return sentence(with_article(thing_of(name)))
+
+
+def every_second(names: list[str]) -> tuple[list[str], list[str]]:
+    """The names to train on and those to keep: of each thing every second."""
+    trained: list[str] = []
+    kept: list[str] = []
+    for thing in sorted({thing_of(name) for name in names}):
+        of_thing = sorted(name for name in names if thing_of(name) == thing)
+        trained += of_thing[::2]
+        kept += of_thing[1::2]
+    return trained, kept
+
+
+def varied(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The image, turned by up to 15 degrees and shifted by up to 6 pixels."""
+    shift = (rng.uniform(-6, 6), rng.uniform(-6, 6))
+    ground = image.getpixel((0, 0))
+    angle = rng.uniform(-15, 15)
+    return image.rotate(angle, Image.Resampling.BICUBIC, translate=shift, fillcolor=ground)
+
+
+# ---------------------------------------------------------------------------- questions and answers
+
+
+def conversation(image: Image.Image, answer: str | None = None) -> list[dict]:
+    """A question about an image, with its answer if there is one."""
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
+    turns: list[dict] = [{"role": "user", "content": content}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    return turns
+
+
+@torch.no_grad()
+def answers_of(
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, shown: list[Image.Image]
+) -> list[str]:
+    """What a model says about each of the images, greedily."""
+    conversations = [conversation(image) for image in shown]
+    inputs = processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    answers = ids[:, inputs.input_ids.shape[1] :]
+    return processor.batch_decode(answers, skip_special_tokens=True)
+
+
+def share_right(answers: list[str], names: list[str]) -> float:
+    """The share of the answers that name their thing."""
+    pairs = zip(answers, names, strict=True)
+    return sum(thing_of(name) in answer.lower() for answer, name in pairs) / len(names)
+
+
+def make_batch(
+    processor: Qwen2VLProcessor, images: dict[str, Image.Image], names: list[str]
+) -> dict[str, Tensor]:
+    """Inputs and labels for images with the answers that are taught."""
+    conversations = [conversation(images[name], answer_for(name)) for name in names]
+    batch = processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    return {**batch, "labels": answer_labels(batch.input_ids, processor)}
+
+
+# ------------------------------------------------------------------------------------ what it costs
+
+
+def official_2b() -> Qwen2VLForConditionalGeneration:
+    """The official 2B model's shape, without weights."""
+    config = {
+        "model_type": "qwen2_vl",
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_config": {
+            "depth": 32,
+            "embed_dim": 1280,
+            "hidden_size": 1536,
+            "num_heads": 16,
+            "mlp_ratio": 4,
+            "in_chans": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    }
+    with torch.device("meta"):
+        return Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    return {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def bytes_of_inputs(model: nn.Module, num_tokens: int, num_patches: int) -> int:
+    """What the inputs of all linear layers take in bfloat16; the backward pass needs them."""
+    total = 0
+    for path, layer in linear_layers(model).items():
+        rows = num_patches if "blocks" in path else num_tokens
+        total += 2 * rows * layer.in_features
+    return total
+
+
+def operations_a_second(device: str, dtype: torch.dtype, repeats: int = 3) -> float:
+    """Additions and multiplications a second in a layer of the decoder's size, the best of some."""
+    tokens, width, out = 128, 1536, 2048
+    x = torch.randn(tokens, width, device=device).to(dtype)
+    weight = torch.randn(out, width, device=device).to(dtype)
+    best = math.inf
+    for _ in range(repeats):
+        start = seconds()
+        F.linear(x, weight).sum().item()  # the sum makes an accelerator wait for the product
+        best = min(best, seconds() - start)
+    return 2 * tokens * width * out / best

@@ -1,0 +1,149 @@
+"""Slides made from the notebooks, for a room without a network.
+
+    python notebooks/slides.py slides              # all notebooks, into the folder "slides"
+    python notebooks/slides.py slides 00 01        # some
+    python -m http.server --directory slides       # then open http://localhost:8000
+
+They are `jupyter nbconvert --to slides` of the notebooks as they are, with their stored outputs.
+What they need besides (reveal.js, MathJax, jQuery, RequireJS) is fetched from npm once, of fixed
+versions, and lies beside them, so that no request leaves. `npm` comes with Node.js.
+
+Where a slide begins follows from the cells: a heading of the first or second order begins a slide,
+one of the third a slide below it; solutions are left out. A tag on a cell says otherwise: slide,
+subslide, fragment, skip, notes.
+"""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbconvert import SlidesExporter
+
+FOLDER = Path(__file__).resolve().parent
+# npm package and version: the files of it that slides load.
+PACKAGES = {
+    "reveal.js@4.6.1": ("dist", "plugin/notes"),
+    "mathjax@2.7.9": ("MathJax.js", "config", "jax", "extensions", "fonts/HTML-CSS/TeX/woff"),
+    "jquery@3.7.1": ("dist/jquery.min.js",),
+    "requirejs@2.3.7": ("require.js",),
+}
+SLIDE_TAGS = ("slide", "subslide", "fragment", "skip", "notes")
+# nbconvert asks for a module that draws mermaid diagrams; there are none.
+NO_MERMAID = "export default { initialize() {} };\n"
+
+
+def fetch_assets(out: Path) -> None:
+    """Put the files of PACKAGES into out/assets, unless they are there."""
+    assets = out / "assets"
+    (assets).mkdir(parents=True, exist_ok=True)
+    (assets / "no-mermaid.js").write_text(NO_MERMAID, encoding="utf-8")
+    for package, parts in PACKAGES.items():
+        target = assets / package.partition("@")[0]
+        if not target.exists():
+            fetch_package(package, parts, target)
+
+
+def fetch_package(package: str, parts: tuple[str, ...], target: Path) -> None:
+    """Download an npm package and keep some of its files and folders."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("slides need npm once, to fetch reveal.js: install Node.js")
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [npm, "pack", package, "--silent", "--pack-destination", temporary]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        [archive] = Path(temporary).glob("*.tgz")
+        with tarfile.open(archive) as packed:
+            packed.extractall(temporary, filter="data")
+        for part in parts:
+            source = Path(temporary) / "package" / part
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target / part)
+            else:
+                shutil.copyfile(source, target / part)
+
+
+def slide_type(cell: nbformat.NotebookNode) -> str:
+    """How a cell stands among the slides; "" for on the slide of the cell before."""
+    tags = cell.metadata.get("tags", [])
+    for tag in SLIDE_TAGS:
+        if tag in tags:
+            return tag
+    if "solution" in tags:
+        return "skip"
+    if cell.cell_type == "markdown" and cell.source.startswith(("# ", "## ")):
+        return "slide"
+    if cell.cell_type == "markdown" and cell.source.startswith("### "):
+        return "subslide"
+    # A picture on a slide of its own, below the text about it.
+    return "subslide" if shows_picture(cell) else ""
+
+
+def shows_picture(cell: nbformat.NotebookNode) -> bool:
+    for output in cell.get("outputs", []):
+        if "image/png" in output.get("data", {}) or "image/svg+xml" in output.get("data", {}):
+            return True
+    return False
+
+
+def split_at_headings(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The cells, with a new one at each heading in a text, where a slide begins."""
+    parts = []
+    for cell in cells:
+        if cell.cell_type != "markdown" or "```" in cell.source:
+            parts.append(cell)
+            continue
+        text: list[str] = []
+        for line in cell.source.split("\n"):
+            if line.startswith(("# ", "## ", "### ")) and any(text):
+                parts.append(nbformat.v4.new_markdown_cell("\n".join(text), metadata=cell.metadata))
+                text = []
+            text.append(line)
+        parts.append(nbformat.v4.new_markdown_cell("\n".join(text), metadata=cell.metadata))
+    return parts
+
+
+def make_slides(path: Path, out: Path) -> Path:
+    """Write the slides of one notebook; returns their file."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = split_at_headings(notebook.cells)
+    for cell in notebook.cells:
+        cell.metadata["slideshow"] = {"slide_type": slide_type(cell)}
+    exporter = SlidesExporter(
+        reveal_url_prefix="assets/reveal.js",
+        mathjax_url="assets/mathjax/MathJax.js?config=TeX-AMS_HTML-full,Safe",
+        jquery_url="assets/jquery/dist/jquery.min.js",
+        require_js_url="assets/requirejs/require.js",
+        mermaid_js_url="./assets/no-mermaid.js",
+        reveal_theme="white",  # its fonts lie beside it; others ask Google for theirs
+        reveal_scroll=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+    file = out / f"{path.stem}.html"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit("python notebooks/slides.py FOLDER [NUMBER ...]")
+    out, chosen = Path(sys.argv[1]), sys.argv[2:]
+    fetch_assets(out)
+    links = []
+    for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
+        if not chosen or path.name[:2] in chosen:
+            file = make_slides(path, out)
+            links.append(f'<li><a href="{file.name}">{file.stem}</a></li>')
+            print(file)
+    page = f"<!doctype html><meta charset='utf-8'><title>Slides</title><ul>{''.join(links)}</ul>"
+    (out / "index.html").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
