@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
+from qwen2vl_extras.distributed import Part
 from qwen2vl_extras.errors import note
 
 # Weights are in one file, or in shards that an index lists.
@@ -461,9 +462,14 @@ def match_tensors(
 
 
 def read_weights(
-    headers: Mapping[str, TensorHeader], device: torch.device, dtype: torch.dtype
+    headers: Mapping[str, TensorHeader],
+    device: torch.device,
+    dtype: torch.dtype,
+    part: Part | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
+
+    part: what one of several processes reads of them; by default it is all.
 
     On the CPU, a tensor in its stored dtype is memory-mapped: its bytes are read from the file when
     they are first used.
@@ -477,6 +483,8 @@ def read_weights(
             with safe_open(file, framework="pt") as weights:
                 for name in names:
                     tensor = weights.get_tensor(headers[name].stored_name)
+                    if part is not None:  # a view so far, of which only this part is read
+                        tensor = part.of(name, tensor)
                     check_values(file, name, tensor)
                     yield name, tensor.to(device, dtype)
                     progress.update()

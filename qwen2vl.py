@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -39,10 +40,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import load  # reading checkpoints
-from qwen2vl_extras import arguments, checks, compiled, flash, lora, quantized, schemas
+from qwen2vl_extras import (
+    arguments,
+    checks,
+    compiled,
+    distributed,
+    flash,
+    lora,
+    processes,
+    quantized,
+    schemas,
+)
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # Constants of the architecture that the official config.json leaves out.
 VISION_NORM_EPS = 1e-6
@@ -404,13 +418,13 @@ class VisionAttention(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.head_dim = config.embed_dim // config.num_heads
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> Tensor:
         """(t, P, D) to (t, P, D); cos and sin (P, d)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (t, P, 3, H, d)
+        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (t, P, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (t, H, P, d)
 
         # In float32, unlike the decoder: as the reference does.
@@ -1081,6 +1095,7 @@ def decode(
         if not logits.isfinite().all():
             raise_not_finite(logits.dtype, step.model.named_parameters())
         token = next_token(logits, input_ids, sampling, generator)  # (B,)
+        token = processes.agree(token, step.model.mesh)
         token = token.masked_fill(finished, sampling.pad_token_id)  # ended rows give padding
         finished = finished | torch.isin(token, end_tokens)
         input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # for the repetition penalty
@@ -1126,6 +1141,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         self.config = config
         self.attn_implementation = attn_implementation
         self.generation_config = GenerationConfig()  # the content of generation_config.json
+        self.mesh: DeviceMesh | None = None  # of the processes that share this model
         self.visual = VisionTransformer(config.vision_config)
         self.model = Qwen2VLModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -1159,6 +1175,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         torch_dtype: str | torch.dtype | None = None,
         int8: bool = False,
         base: str | Path | None = None,
+        tp_plan: str | None = None,
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder, or a Hub repository.
 
@@ -1166,8 +1183,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
         "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
         int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
-        that it is merged into; by default the Hub repository that the adapter names.
+        that it is merged into; by default the Hub repository that the adapter names. tp_plan:
+        "auto" shares the model among the processes of torchrun, as device_map="auto" does there.
         """
+        is_shared = distributed.wants_processes(tp_plan, device_map)
         folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
         dtype_wanted = torch_dtype or dtype
@@ -1194,18 +1213,27 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             load.note_other_dtypes(folder, headers, dtype)
         bytes_per_parameter = 1 if int8 else dtype.itemsize
         num_parameters = sum(math.prod(shape) for shape in shapes.values())
+        part: distributed.Part | None = None  # of several processes this one's
+        if is_shared:
+            part = distributed.find_part(model.config, device_map)
+            part.check(int8)
+            device_map = part.device
+            num_parameters = part.count_parameters(shapes)
         device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        weights = load.read_weights(headers, device, dtype)
+        weights = load.read_weights(headers, device, dtype, part if adapter is None else None)
         if adapter is not None:
             weights = adapter.merge(weights)
+            weights = weights if part is None else part.cut(weights)
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
         for path, tensor in weights:
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
+        if part is not None:
+            distributed.share(model, part)
         return model.eval()
 
     def set_parameter(self, path: str, tensor: Tensor, int8: bool = False) -> None:
@@ -1225,6 +1253,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights in the official layout, not the processor's files."""
+        if self.mesh is not None:
+            raise ValueError("this process has a part of the model only: load it in one to save")
         if self.lm_head.weight.dtype == torch.int8:
             raise ValueError("int8 weights have no official layout: load without int8 to save")
         config = self.config.to_dict()
@@ -1476,6 +1506,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         compile: bool,
     ) -> Iterator[Tensor]:
         """What `stream` returns, from arguments that it has checked."""
+        processes.check_same_prompt(input_ids, self.mesh)
         # The first token comes from one pass over the prompt, the others from one step each.
         logits, step = self.prefill(input_ids, attention_mask, media, max_new_tokens, compile)
         refuse_equal_logits(logits, self.named_parameters())

@@ -24,6 +24,7 @@ from qwen2vl import ATTENTION_IMPLEMENTATIONS, Qwen2VLForConditionalGeneration
 from qwen2vl_app.boxes import check_output, describe_boxes, draw_boxes, find_boxes
 from qwen2vl_app.chat import chat
 from qwen2vl_app.trace import trace_stages
+from qwen2vl_extras import processes
 from qwen2vl_extras.media import load_image
 from qwen2vl_extras.sources import read_all
 
@@ -242,11 +243,12 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `| head` has read enough
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="replace")  # print ? where the terminal has no such character
+    processes.join_command_line()  # under torchrun the first process speaks for all
     args = parse_arguments(argv)
     try:
         run(args)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error) or OUT_OF_MEMORY}", file=sys.stderr)
+        processes.report(f"error: {str(error) or OUT_OF_MEMORY}", status=2)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -255,6 +257,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and answer what the command line asks."""
+    # Under torchrun this is done by the first process, and the others compute with it.
+    if processes.is_follower():
+        processes.follow(load_model(args))
+        return
+
     # The images and videos are opened later, with the question: but for the one to draw on.
     media = media_items(args)
     image: Image.Image | None = None  # to draw on
@@ -272,14 +279,8 @@ def run(args: argparse.Namespace) -> None:
         official_template=args.official_template,
         base=args.base,
     )
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        args.model,
-        dtype=args.dtype,
-        device_map=args.device,
-        attn_implementation=args.attn,
-        int8=args.int8,
-        base=args.base,
-    )
+    model = load_model(args)
+    processes.lead(model)
 
     # The conversation: a system prompt, then many turns or one question.
     messages: list[Message] = []
@@ -292,6 +293,19 @@ def run(args: argparse.Namespace) -> None:
     text = answer(model, processor, messages, args)
     if image is not None:
         save_boxes(text, image, args.boxes)
+
+
+def load_model(args: argparse.Namespace) -> Qwen2VLForConditionalGeneration:
+    """The model of the command line, or this process's part of it."""
+    return Qwen2VLForConditionalGeneration.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        device_map=args.device,
+        attn_implementation=args.attn,
+        int8=args.int8,
+        base=args.base,
+        tp_plan="auto" if processes.started_by_torchrun() else None,
+    )
 
 
 def media_items(args: argparse.Namespace) -> list[Item]:
