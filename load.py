@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,21 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
+from qwen2vl_extras import (
+    distributed,
+    end_tokens,
+    json_files,
+    lora,
+    media_settings,
+    spread,
+    tensor_names,
+)
 from qwen2vl_extras.added_tokens import add_stated_tokens
-from qwen2vl_extras.distributed import Part
 from qwen2vl_extras.errors import note
+from qwen2vl_extras.placement import Placement
+
+if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
+    from qwen2vl import Qwen2VLConfig
 
 # Weights are in one file, or in shards that an index lists.
 SINGLE = "model.safetensors"
@@ -393,6 +404,46 @@ def available_memory(device: str) -> float:
     return float("inf")
 
 
+def choose_placement(
+    config: "Qwen2VLConfig",
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[str, int],
+    device_map: str | torch.device,
+    is_shared: bool,
+) -> Placement:
+    """Where the weights go. Errors are those of `pick_device`.
+
+    shapes, sizes: shape and bytes of each parameter, by path; is_shared: whether the processes of
+    this launch share the model.
+    """
+    if is_shared:
+        part = distributed.find_part(config, device_map)
+        held = part.count_bytes(shapes, sizes)
+        device = pick_device(part.device, held)
+        part.check_memory(held, sizes, available_memory(part.device))
+        return Placement(device, part)
+
+    nbytes = sum(sizes.values())
+    if device_map == "auto":
+        layout = spread.choose_layout(config, sizes, free_cuda_memory(nbytes))
+        if layout is not None:
+            return Placement(layout.first, layout=layout)
+    return Placement(pick_device(device_map, nbytes))
+
+
+def free_cuda_memory(nbytes: int) -> dict[str, float]:
+    """Bytes that each CUDA device has left, by its name; of the first alone if `nbytes` fit there.
+
+    To look at a device takes some of its memory.
+    """
+    free = {}
+    for i in range(torch.cuda.device_count()):
+        free[f"cuda:{i}"] = available_memory(f"cuda:{i}")
+        if nbytes <= free["cuda:0"]:
+            break
+    return free
+
+
 class TensorHeader(NamedTuple):
     """What the header of a safetensors file says about a tensor."""
 
@@ -465,7 +516,7 @@ def read_weights(
     headers: Mapping[str, TensorHeader],
     device: torch.device,
     dtype: torch.dtype,
-    part: Part | None = None,
+    part: distributed.Part | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
 
@@ -482,9 +533,11 @@ def read_weights(
             # The file stays mapped as long as one of its tensors is in use.
             with safe_open(file, framework="pt") as weights:
                 for name in names:
-                    tensor = weights.get_tensor(headers[name].stored_name)
-                    if part is not None:  # a view so far, of which only this part is read
-                        tensor = part.of(name, tensor)
+                    stored_name, shape = headers[name].stored_name, headers[name].shape
+                    if part is None:
+                        tensor = weights.get_tensor(stored_name)
+                    else:
+                        tensor = part.read(name, weights.get_slice(stored_name), shape)
                     check_values(file, name, tensor)
                     yield name, tensor.to(device, dtype)
                     progress.update()

@@ -50,6 +50,7 @@ from qwen2vl_extras import (
     processes,
     quantized,
     schemas,
+    spread,
 )
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
@@ -1142,6 +1143,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         self.attn_implementation = attn_implementation
         self.generation_config = GenerationConfig()  # the content of generation_config.json
         self.mesh: DeviceMesh | None = None  # of the processes that share this model
+        self.layout: spread.Layout | None = None  # of a model on several devices
         self.visual = VisionTransformer(config.vision_config)
         self.model = Qwen2VLModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -1212,28 +1214,23 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
         bytes_per_parameter = 1 if int8 else dtype.itemsize
-        num_parameters = sum(math.prod(shape) for shape in shapes.values())
-        part: distributed.Part | None = None  # of several processes this one's
-        if is_shared:
-            part = distributed.find_part(model.config, device_map)
-            part.check(int8)
-            device_map = part.device
-            num_parameters = part.count_parameters(shapes)
-        device = load.pick_device(device_map, num_parameters * bytes_per_parameter)
+        sizes = {path: math.prod(shape) * bytes_per_parameter for path, shape in shapes.items()}
+        place = load.choose_placement(model.config, shapes, sizes, device_map, is_shared)
+        device = place.device
+        distributed.check_dtype(place.part, int8)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        weights = load.read_weights(headers, device, dtype, part if adapter is None else None)
-        if adapter is not None:
-            weights = adapter.merge(weights)
-            weights = weights if part is None else part.cut(weights)
+        if adapter is None:
+            weights = load.read_weights(headers, device, dtype, place.part)
+        else:
+            weights = adapter.merge(load.read_weights(headers, device, dtype))
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
-        for path, tensor in weights:
+        for path, tensor in place.place(weights):
             model.set_parameter(path, tensor, int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
-        if part is not None:
-            distributed.share(model, part)
+        place.finish(model)
         return model.eval()
 
     def set_parameter(self, path: str, tensor: Tensor, int8: bool = False) -> None:
@@ -1491,6 +1488,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             generator = torch.Generator(self.device).manual_seed(seed)
 
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        if compile:
+            distributed.check_compile(self)
         ids = input_ids.long()  # int32 can't index scores
         return self.answer(ids, attention_mask, media, max_new_tokens, sampling, generator, compile)
 
@@ -1539,7 +1538,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
         # Room for the prompt and for all new tokens but the last, which no step reads.
         capacity = input_ids.shape[1] + max_new_tokens - 1
-        cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
+        if self.layout is None:
+            cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
+        else:
+            cache = self.layout.make_cache(len(input_ids), capacity, self.dtype)
         out = self(input_ids, attention_mask, *media, past_key_values=cache, logits_to_keep=1)
 
         make_step = compiled.CompiledStep if compile and max_new_tokens > 1 else PlainStep

@@ -246,6 +246,9 @@ def main(argv: list[str] | None = None) -> int:
     processes.join_command_line()  # under torchrun the first process speaks for all
     args = parse_arguments(argv)
     try:
+        if processes.is_follower():  # it computes what the first process does the rest for
+            processes.follow(load_model(args))
+            return 0
         run(args)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         processes.report(f"error: {str(error) or OUT_OF_MEMORY}", status=2)
@@ -257,11 +260,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and answer what the command line asks."""
-    # Under torchrun this is done by the first process, and the others compute with it.
-    if processes.is_follower():
-        processes.follow(load_model(args))
-        return
-
     # The images and videos are opened later, with the question: but for the one to draw on.
     media = media_items(args)
     image: Image.Image | None = None  # to draw on
@@ -280,7 +278,6 @@ def run(args: argparse.Namespace) -> None:
         base=args.base,
     )
     model = load_model(args)
-    processes.lead(model)
 
     # The conversation: a system prompt, then many turns or one question.
     messages: list[Message] = []
@@ -304,7 +301,6 @@ def load_model(args: argparse.Namespace) -> Qwen2VLForConditionalGeneration:
         attn_implementation=args.attn,
         int8=args.int8,
         base=args.base,
-        tp_plan="auto" if processes.started_by_torchrun() else None,
     )
 
 

@@ -16,17 +16,18 @@ the files.
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from qwen2vl_extras.processes import LAUNCH, count_processes, started_by_torchrun
+from qwen2vl_extras import memory
 from qwen2vl_extras.errors import note
+from qwen2vl_extras.processes import LAUNCH, count_processes, lead, started_by_torchrun
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from torch.distributed.device_mesh import DeviceMesh
@@ -74,7 +75,7 @@ def wants_processes(tp_plan: str | None, device_map: str | torch.device) -> bool
     if tp_plan not in (None, "auto"):
         raise ValueError(f"tp_plan is {tp_plan!r:.99}, 'auto' or None is needed")
     if tp_plan is None:
-        return str(device_map) == "auto" and started_by_torchrun()
+        return started_by_torchrun() and (LAUNCH.is_command_line or str(device_map) == "auto")
     if count_processes() is None:
         raise ValueError("tp_plan='auto' needs several processes: start them with torchrun")
     return count_processes() != 1
@@ -108,6 +109,12 @@ def check_count(config: "Qwen2VLConfig", count: int) -> None:
 
 
 # ------------------------------------------------------------------------------------- the slices
+
+
+class Sliceable(Protocol):
+    """A tensor in memory or, as `get_slice` of safetensors gives it, in a file."""
+
+    def __getitem__(self, index: slice | tuple[slice, ...], /) -> Tensor: ...
 
 
 class Slice(NamedTuple):
@@ -190,42 +197,53 @@ class Part:
         held[piece.axis] = piece.zeros + sum(end - start for start, end in piece.ranges)
         return tuple(held)
 
-    def of(self, path: str, stored: Tensor) -> Tensor:
-        """This process's part of a parameter; stored: all of it.
+    def read(self, path: str, stored: Sliceable, shape: tuple[int, ...]) -> Tensor:
+        """This process's part of a parameter; stored: all of it, of that shape.
 
-        Of a tensor that is mapped from a file no more than the part is read. Rows stay where they
-        are mapped. Columns are copied, since in the file they lie apart.
+        Of a file no more than the part is read. Rows stay where they are mapped. Columns are
+        copied, since in the file they lie apart.
         """
-        piece = self.slice_of(path, tuple(stored.shape))
+        piece = self.slice_of(path, shape)
         if piece is None:
-            return stored
+            return stored[:]
         if piece.axis == 0:
             parts = [stored[start:end] for start, end in piece.ranges]
         else:
             parts = [stored[:, start:end] for start, end in piece.ranges]
         if piece.zeros:
-            padding = list(stored.shape)
+            padding = list(shape)
             padding[piece.axis] = piece.zeros
-            parts.append(stored.new_zeros(padding))
+            parts.append(parts[0].new_zeros(padding))
         if len(parts) == 1:
             return parts[0].contiguous()
         return torch.cat(parts, dim=piece.axis)
 
-    def cut(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """This process's parts of whole parameters (path, tensor), one by one."""
-        for path, tensor in weights:
-            yield path, self.of(path, tensor)
+    def count_bytes(self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> int:
+        """Bytes of the weights in this process; shapes, sizes: of the whole parameters, by path."""
+        total = 0
+        for path, shape in shapes.items():
+            held = math.prod(self.shape_of(path, shape))
+            total += sizes[path] * held // math.prod(shape)
+        return total
 
-    def count_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """How many numbers this process holds of parameters of these shapes."""
-        return sum(math.prod(self.shape_of(path, shape)) for path, shape in shapes.items())
+    def check_memory(self, held: int, sizes: Mapping[str, int], free: float) -> None:
+        """MemoryError, with both numbers, unless the weights and a prompt fit in `free` bytes.
 
-    def check(self, int8: bool) -> None:
-        """ValueError for what a part of a model can't have."""
-        if int8:
-            raise ValueError(
-                "int8 does not go with several processes: their layers multiply floats only"
+        held: bytes of the weights in this process; sizes: of all parameters, by path.
+        """
+        # Processes on the CPU of one machine take from the same memory.
+        takers = self.neighbours if self.device == "cpu" else 1
+        itemsize = sizes["model.norm.weight"] // self.config.hidden_size
+        prompt = memory.prompt_bytes(self.config, self.count, itemsize, memory.USUAL_TOKENS)
+        needed = takers * (held + prompt)
+        if needed > free:
+            raise MemoryError(
+                f"{takers} of {self.count} processes on this {self.device} take "
+                f"{needed / 1e9:.1f} GB ({takers * held / 1e9:.1f} GB of weights, and cache and "
+                f"activations of {memory.USUAL_TOKENS:,} tokens), {free / 1e9:.1f} GB are free"
             )
+        if self.rank == 0:
+            note(f"{self.count} processes share the model, {held / 1e9:.2f} GB of weights in each")
 
 
 # ------------------------------------------------------------------------------------ the sharing
@@ -296,10 +314,11 @@ def share(model: "Qwen2VLForConditionalGeneration", part: Part) -> None:
     model.tie_weights()  # once more: both are other objects now
 
     # From here on the config has the key-value heads of this process, which its cache holds.
-    own_config = replace(part.config, num_key_value_heads=part.num_kv_heads)
+    own_config = replace(model.config, num_key_value_heads=part.num_kv_heads)
     model.config = own_config
     model.model.config = own_config
     model.mesh = mesh
+    lead(model)
 
 
 def mark_part(
@@ -328,7 +347,18 @@ def mark_part(
     module.register_parameter(name, nn.Parameter(divided, parameter.requires_grad))
 
 
-def describe(part: Part, nbytes: int) -> None:
-    """Say once, on stderr, how many processes share the model, and what each holds."""
-    if part.rank == 0:
-        note(f"{part.count} processes share the model, {nbytes / 1e9:.1f} GB of weights in each")
+def check_dtype(part: Part | None, int8: bool) -> None:
+    """ValueError for weights that a part of a model can't have."""
+    if part is not None and int8:
+        raise ValueError("int8 does not go with several processes: their layers hold floats only")
+
+
+def check_compile(model: "Qwen2VLForConditionalGeneration") -> None:
+    """ValueError for a model that can't be decoded with compile=True."""
+    if model.mesh is not None:
+        raise ValueError(
+            f"compile=True needs a model of one process, {model.mesh.size()} processes share this"
+        )
+    if model.layout is not None:
+        count = len(set(model.layout.devices))
+        raise ValueError(f"compile=True needs a model on one device, this is on {count}")

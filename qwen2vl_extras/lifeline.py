@@ -6,6 +6,7 @@ process whose connection closes without a word was lost. Threads of their own li
 main thread may be inside a library.
 """
 
+import contextlib
 import os
 import secrets
 import selectors
@@ -105,10 +106,8 @@ class Lifeline:
 
     def tell(self, other: int, message: str) -> None:
         one_line = " ".join(message.split())
-        try:
+        with contextlib.suppress(OSError):  # it has ended already
             self.links[other].sendall(one_line.encode() + b"\n")
-        except OSError:  # it has ended already
-            pass
 
     # ------------------------------------------------------------------------------ listening
 

@@ -66,6 +66,7 @@ class Launch:
 
     def __init__(self) -> None:
         self.lifeline: Lifeline | None = None
+        self.is_command_line = False
         self.has_followers = False  # which wait for what this process is asked
 
     def join(self) -> None:
@@ -113,6 +114,7 @@ def join_command_line() -> None:
     """Under torchrun, let the first process speak for all; elsewhere nothing happens."""
     if not started_by_torchrun():
         return
+    LAUNCH.is_command_line = True
     if own_number() != 0:
         silent = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open to the end
         real_stderr = sys.stderr
@@ -130,7 +132,7 @@ def join_command_line() -> None:
 
 def is_follower() -> bool:
     """Whether this process follows another one's command line."""
-    return started_by_torchrun() and own_number() != 0
+    return LAUNCH.is_command_line and own_number() != 0
 
 
 def report(text: str, status: int) -> None:
@@ -161,6 +163,12 @@ class Leader:
                 yield token
                 send(MORE)
                 is_waiting = False
+        except (RuntimeError, MemoryError) as error:
+            # This process alone has failed, in the middle of what all compute: no way on. Where
+            # another one was lost, the lifeline says so within this time.
+            time.sleep(1)
+            report(f"error: {error}", status=2)
+            raise SystemExit(2) from error
         finally:
             # The caller has enough. If it has asked for another answer since, the others know.
             if is_waiting and number == self.started:
@@ -168,8 +176,8 @@ class Leader:
 
 
 def lead(model: "Qwen2VLForConditionalGeneration") -> None:
-    """Let the followers compute with this process from now on, where there are any."""
-    if model.mesh is None:
+    """In the first process of a command line: let the others compute with it from now on."""
+    if not LAUNCH.is_command_line or is_follower():
         return
     LAUNCH.has_followers = True
     model.answer = Leader(model).answer  # type: ignore[assignment, method-assign]
@@ -198,13 +206,14 @@ def follow_answer(model: "Qwen2VLForConditionalGeneration", arguments: object) -
 def moved(value: object, device: torch.device) -> object:
     """Arguments of model.answer with their tensors on another device.
 
-    Without the generator of random numbers: the tokens are those of the first process.
+    Without generators of random numbers, or lists of them: the tokens are those of the first
+    process.
     """
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(moved(one, device) for one in value)
-    return None if isinstance(value, torch.Generator) else value
+    return None if isinstance(value, torch.Generator | list) else value
 
 
 def send(content: object) -> None:
