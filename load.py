@@ -525,7 +525,9 @@ def read_weights(
     On the CPU, a tensor in its stored dtype is memory-mapped: its bytes are read from the file when
     they are first used.
     """
-    progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
+    is_quiet = part is not None and part.rank > 0
+    # Shown after two seconds.
+    progress = tqdm(total=len(headers), desc="weights", delay=2, disable=is_quiet)
     files = sorted({header.file for header in headers.values()})
     with progress:
         for file in files:

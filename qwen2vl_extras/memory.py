@@ -83,3 +83,15 @@ def fit(config: "Qwen2VLConfig", count: int, itemsize: int, weights: int, room: 
         else:
             high = middle
     return Fit(weights, cache, activations, low)
+
+
+def sent_bytes(config: "Qwen2VLConfig", count: int, itemsize: int, batch: int) -> float:
+    """What one of `count` processes sends to others for one token of each row.
+
+    Two sums in each layer and one for the embedding, of D numbers, and the logits. In a ring each
+    process sends a sum's numbers on twice, less its own part, and its logits to all others.
+    """
+    others = count - 1
+    sums = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    logits = -(-config.vocab_size // count)
+    return batch * itemsize * (2 * sums * others / count + logits * others)
