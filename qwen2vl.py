@@ -1224,10 +1224,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         if adapter is None:
             weights = load.read_weights(headers, device, dtype, place.part)
         else:
-            weights = adapter.merge(load.read_weights(headers, device, dtype))
+            weights = place.cut(adapter.merge(load.read_weights(headers, device, dtype)))
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
-        for path, tensor in place.place(weights):
-            model.set_parameter(path, tensor, int8)
+        for path, tensor in weights:
+            model.set_parameter(path, place.move(path, tensor), int8)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
         place.finish(model)

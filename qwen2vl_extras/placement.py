@@ -21,16 +21,16 @@ class Placement:
     part: distributed.Part | None = None
     layout: spread.Layout | None = None
 
-    def place(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Whole weights (path, tensor) as they are needed here: this process's part of each, or
-        each on its device.
-        """
+    def cut(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Of whole weights (path, tensor) what this process holds."""
         for path, tensor in weights:
             if self.part is not None:
                 tensor = self.part.read(path, tensor, tuple(tensor.shape))
-            if self.layout is not None:
-                tensor = tensor.to(self.layout.device_of(path))
             yield path, tensor
+
+    def move(self, path: str, tensor: Tensor) -> Tensor:
+        """A weight on its own device."""
+        return tensor if self.layout is None else tensor.to(self.layout.device_of(path))
 
     def finish(self, model: "Qwen2VLForConditionalGeneration") -> None:
         """Let a model with such weights run as any other does."""
