@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn as nn
@@ -922,6 +922,9 @@ class Qwen2VLModel(nn.Module):
 RANDOMNESS = ("do_sample", "temperature", "top_k", "top_p")
 ABOVE_ZERO = 1e-9  # the lowest value of settings that can't be 0
 
+# One for all rows of a batch, or one for each row, which then draws what it would draw alone.
+Generator: TypeAlias = torch.Generator | list[torch.Generator]
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -1026,8 +1029,21 @@ def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
     return scores.masked_fill(is_cut, -math.inf)
 
 
+def make_generator(seed: int | list[int], batch: int, device: torch.device) -> Generator:
+    """A generator for all rows, or one for each where `seed` is a list of `batch` seeds."""
+    seeds = seed if isinstance(seed, list) else [seed]
+    for one in seeds:
+        checks.check_integer("seed", one, 0, 2**63 - 1)
+    generators = [torch.Generator(device).manual_seed(one) for one in seeds]
+    if not isinstance(seed, list):
+        return generators[0]
+    if len(seed) != batch:
+        raise ValueError(f"seed is a list of {len(seed)} for {batch} rows")
+    return generators
+
+
 def next_token(
-    logits: Tensor, input_ids: Tensor, sampling: Sampling, generator: torch.Generator | None
+    logits: Tensor, input_ids: Tensor, sampling: Sampling, generator: Generator | None
 ) -> Tensor:
     """Choose the token after input_ids (B, S) from logits (B, vocabulary): (B,)."""
     scores = warp_logits(logits, input_ids, sampling)
@@ -1037,7 +1053,11 @@ def next_token(
     # draw. Until then NaN must not crash multinomial: the token is arbitrary, and a clear
     # error comes next.
     probabilities = scores.softmax(-1).nan_to_num(1.0)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    if not isinstance(generator, list):
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    # Row by row, so that none takes a random number from another.
+    rows = zip(probabilities, generator, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=own) for row, own in rows])
 
 
 # ---------------------------------------------------------------------- the generation loop
@@ -1082,7 +1102,7 @@ def decode(
     input_ids: Tensor,
     max_new_tokens: int,
     sampling: Sampling,
-    generator: torch.Generator | None,
+    generator: Generator | None,
 ) -> Iterator[Tensor]:
     """The generation loop: yield the tokens (B,) that follow input_ids (B, T).
 
@@ -1453,7 +1473,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         repetition_penalty: float | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         compile: bool = False,
         **unknown: object,
     ) -> Iterator[Tensor]:
@@ -1462,8 +1482,9 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         At most max_new_tokens are generated, by default 128, or as many as make max_length
         with the prompt; rows that have ended yield padding. The first six arguments are
         those of `forward`. Settings that are None come from generation_config.json. seed:
-        makes sampling repeatable. compile: decode with `compiled.CompiledStep`, which pays
-        for long answers. unknown: arguments of `transformers` with values that change nothing.
+        makes sampling repeatable; of a list of seeds each row has its own. compile: decode
+        with `compiled.CompiledStep`, which pays for long answers. unknown: arguments of
+        `transformers` with values that change nothing.
         """
         # What can't be right is refused at once, not at the first token.
         arguments.check_unlisted(unknown, self.stream, arguments.GENERATE)
@@ -1484,8 +1505,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         checks.check_integer("pad_token_id", sampling.pad_token_id, 0, self.config.vocab_size - 1)
         generator = None
         if seed is not None:
-            checks.check_integer("seed", seed, 0, 2**63 - 1)
-            generator = torch.Generator(self.device).manual_seed(seed)
+            generator = make_generator(seed, len(input_ids), self.device)
 
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         if compile:
@@ -1501,7 +1521,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         media: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         max_new_tokens: int,
         sampling: Sampling,
-        generator: torch.Generator | None,
+        generator: Generator | None,
         compile: bool,
     ) -> Iterator[Tensor]:
         """What `stream` returns, from arguments that it has checked."""
@@ -1564,7 +1584,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         repetition_penalty: float | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         compile: bool = False,
         streamer: Streamer | None = None,
         **unknown: object,

@@ -1,4 +1,4 @@
-"""The command line: one question about images and videos, or a chat.
+"""The command line: one question about images and videos, a chat, or a batch of questions.
 
 The answer goes to stdout while it is generated, and nothing else does: notes, errors and tables
 go to stderr. `python qwen2vl.py`, `python -m qwen2vl_app.command_line` and, once installed,
@@ -11,6 +11,7 @@ import math
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,18 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from processor import BatchFeature, Item, Message, Qwen2VLProcessor, TextStream
 from qwen2vl import ATTENTION_IMPLEMENTATIONS, Qwen2VLForConditionalGeneration
+from qwen2vl_app.batch import BatchDefaults, BatchRunner
+from qwen2vl_app.batch_lines import find_lines
+from qwen2vl_app.batch_output import BatchOutput
 from qwen2vl_app.boxes import check_output, describe_boxes, draw_boxes, find_boxes
 from qwen2vl_app.chat import chat
+from qwen2vl_app.json_answer import json_answer
+from qwen2vl_app.progress import note_long_reading, reading_bars
+from qwen2vl_app.records import to_json_line
 from qwen2vl_app.trace import trace_stages
 from qwen2vl_extras import processes
 from qwen2vl_extras.media import load_image
@@ -37,6 +45,10 @@ EXAMPLES = """examples:
   python qwen2vl.py --image examples/shapes.png --trace
   python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." --boxes found.png
   python qwen2vl.py --chat
+  python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." --json
+  python qwen2vl.py --batch examples --prompt "How many objects do you see?" --out answers.jsonl
+  python qwen2vl.py --batch questions.jsonl --out answers.jsonl
+a line of questions.jsonl: {"id": 7, "image": "a.jpg", "prompt": "What is it?", "max_new_tokens": 20}
   python qwen2vl.py --model Qwen/Qwen2-VL-2B-Instruct --image a.jpg --image b.jpg --prompt "What differs?"
   python qwen2vl.py --model /models/Qwen2-VL-7B-Instruct --video clip.mp4 --fps 1 --prompt "What happens?"
 Once installed, `qwen2vl` in place of `python qwen2vl.py` does the same in any folder."""  # noqa: E501
@@ -78,6 +90,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_model_options(parser)
     add_answer_options(parser)
     add_output_options(parser)
+    add_batch_options(parser)
     return parser.parse_args(argv)
 
 
@@ -182,6 +195,37 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         metavar="OUT.png",
         help="write the image with the boxes of the answer drawn on it; takes one --image",
     )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="the answer as one JSON object: answer, boxes, tokens, seconds of each stage",
+    )
+
+
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("many questions")
+    group.add_argument(
+        "--batch",
+        nargs="+",
+        metavar="SOURCE",
+        help="a file of JSON lines, - for stdin, or folders, globs and names of images, which "
+        "all get the --prompt; a line has image, images, video, videos and prompt, or messages, "
+        "an id if you like, and settings such as max_new_tokens or max_pixels; answers come as "
+        "JSON lines; exit code 1 if some are errors",
+    )
+    group.add_argument(
+        "--out",
+        metavar="FILE",
+        help="where the answers of --batch go (default: stdout); a run that was broken off goes "
+        "on behind the answers that are there",
+    )
+    group.add_argument(
+        "--batch-memory",
+        type=float,
+        default=2.0,
+        metavar="GB",
+        help="for the lines that are answered together, beside the weights (default: %(default)s)",
+    )
 
 
 # ------------------------------------------------------------------------------------ answer
@@ -200,6 +244,8 @@ def answer(
     assert isinstance(inputs, BatchFeature)  # no string, since it is tokenized
     tensors: dict[str, Any] = inputs.to(model.device)
 
+    note_long_reading(model, inputs)
+
     # Nothing is computed yet: each token is, when it is asked for.
     tokens = model.stream(
         **tensors,
@@ -211,11 +257,12 @@ def answer(
         compile=args.compile,
     )
 
-    # Tracing times the tokens on their way to the printer.
-    if not args.trace:
-        return print_tokens(tokens, processor.text_stream())
-    with trace_stages(model, compiled=args.compile) as trace:
-        return print_tokens(trace.steps(tokens), processor.text_stream())
+    with reading_bars(model, inputs):
+        if not args.trace:
+            return print_tokens(tokens, processor.text_stream())
+        # Tracing times the tokens on their way to the printer.
+        with trace_stages(model, compiled=args.compile) as trace:
+            return print_tokens(trace.steps(tokens), processor.text_stream())
 
 
 def print_tokens(tokens: Iterator[Tensor], text_stream: TextStream) -> str:
@@ -234,8 +281,8 @@ def print_tokens(tokens: Iterator[Tensor], text_stream: TextStream) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line: returns 0, or 2 after one line on stderr about what was wrong with the
-    input, or 130 after Ctrl-C.
+    """Run the command line: returns 0, or 1 if some lines of --batch are errors, or 2 after one
+    line on stderr about what was wrong with the input, or 130 after Ctrl-C.
 
     argv: the arguments; None: those of this process, which is then taken to be ours alone.
     """
@@ -249,6 +296,9 @@ def main(argv: list[str] | None = None) -> int:
         if processes.is_follower():  # it computes what the first process does the rest for
             processes.follow(load_model(args))
             return 0
+        check_output_options(args)
+        if args.batch is not None:
+            return run_batch(args)
         run(args)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         processes.report(f"error: {str(error) or OUT_OF_MEMORY}", status=2)
@@ -268,16 +318,9 @@ def run(args: argparse.Namespace) -> None:
         image = load_image(media[0]["image"])
         media = [{"type": "image", "image": image}]  # so that it is opened only once
     print_notes(args)
-
-    # The processor first: it reads small files only, and fails early if they are wrong.
-    processor = Qwen2VLProcessor.from_pretrained(
-        args.model,
-        min_pixels=args.min_pixels,
-        max_pixels=args.max_pixels,
-        official_template=args.official_template,
-        base=args.base,
-    )
-    model = load_model(args)
+    start = time.perf_counter()
+    model, processor = load_both(args)
+    load_seconds = time.perf_counter() - start
 
     # The conversation: a system prompt, then many turns or one question.
     messages: list[Message] = []
@@ -287,9 +330,77 @@ def run(args: argparse.Namespace) -> None:
         chat(lambda conversation: answer(model, processor, conversation, args), messages, media)
         return
     messages.append({"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]})
-    text = answer(model, processor, messages, args)
+    if args.json:
+        record = json_answer(model, processor, messages, args, load_seconds)
+        print(to_json_line(record, sys.stdout.encoding or "utf-8"))
+        text = str(record["answer"])
+    else:
+        text = answer(model, processor, messages, args)
     if image is not None:
         save_boxes(text, image, args.boxes)
+
+
+def load_both(args: argparse.Namespace) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
+    """The model and its processor."""
+    # The processor first: it reads small files only, and fails early if they are wrong.
+    processor = Qwen2VLProcessor.from_pretrained(
+        args.model,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        official_template=args.official_template,
+        base=args.base,
+    )
+    model = load_model(args)
+    return model, processor
+
+
+def run_batch(args: argparse.Namespace) -> int:
+    """Answer the lines of --batch: returns 0, or 1 if some of the records are errors."""
+    # What can't work fails here, before the model is loaded.
+    lines, total = find_lines(args.batch)
+    output = BatchOutput(args.out, args.batch)
+    lines = output.skip_earlier(lines)
+    if output.count == total:
+        print(f"{args.out}: all {total} lines are there", file=sys.stderr)
+        return 1 if output.errors else 0
+    print_notes(args)
+    model, processor = load_both(args)
+
+    defaults = BatchDefaults(
+        prompt=args.prompt,
+        system=args.system,
+        fps=args.fps,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        compile=args.compile,
+    )
+    runner = BatchRunner(model, processor, defaults, memory=1e9 * args.batch_memory)
+    try:
+        with tqdm(desc="batch", total=total, initial=output.count, unit="line") as bar:
+            for record in runner.records(lines, bar):
+                output.write(record)
+    finally:
+        output.close()
+    return 1 if output.errors else 0
+
+
+def check_output_options(args: argparse.Namespace) -> None:
+    """ValueError for options that would be ignored beside --batch, --json or without them."""
+    if args.batch is None and args.out is not None:
+        raise ValueError("--out is where the answers of --batch go: it needs --batch")
+    if args.json and args.chat:
+        raise ValueError("--json prints one answer: it does not go with --chat")
+    if not 0 < args.batch_memory < math.inf:
+        raise ValueError(f"--batch-memory is a number of GB above 0, not {args.batch_memory:g}")
+    if args.batch is None:
+        return
+    # --json is what the answers of a batch are anyway.
+    for name in ("image", "video", "chat", "boxes", "trace"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for one question: it does not go with --batch")
 
 
 def load_model(args: argparse.Namespace) -> Qwen2VLForConditionalGeneration:

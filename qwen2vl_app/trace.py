@@ -17,6 +17,7 @@ from torch import Tensor
 from qwen2vl import Qwen2VLForConditionalGeneration
 
 LINE = "{:8}{:16}{:>6}{:>10}{:>12}{:>11}  {}"  # one line of the table
+VISION_STAGES = ("patch embedding", "vision blocks", "merger")
 TITLES = ("phase", "stage", "calls", "ms", "weights MB", "result MB", "shapes of the last call")
 
 
@@ -117,6 +118,18 @@ class Trace:
             hook.remove()
         self.hooks = []
 
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds of the vision transformer, of the decoder's prefill, and of all decode steps."""
+        seconds = {"vision": 0.0, "prefill": 0.0, "decode": 0.0}
+        for (phase, stage), row in self.rows.items():
+            if stage in VISION_STAGES:
+                seconds["vision"] += row.seconds
+            elif phase == "prefill":
+                seconds["prefill"] += row.seconds
+            elif stage == "whole step":  # whose stages are in it
+                seconds["decode"] += row.seconds
+        return seconds
+
     def print_table(self) -> None:
         """Write the table to stderr."""
         # In the order in which the stages were first called.
@@ -145,17 +158,21 @@ def find_stages(model: Qwen2VLForConditionalGeneration) -> dict[str, list[nn.Mod
 
 
 @contextlib.contextmanager
-def trace_stages(model: Qwen2VLForConditionalGeneration, compiled: bool = False) -> Iterator[Trace]:
+def trace_stages(
+    model: Qwen2VLForConditionalGeneration, compiled: bool = False, table: bool = True
+) -> Iterator[Trace]:
     """Time the stages of a model while it generates; at the end, write a table to stderr.
 
     Milliseconds and calls are summed over a stage's layers and images, for the pass over the prompt
     (prefill) and for all steps behind it (decode). Weights are the whole stage's, the result is one
     call's. `Trace.steps` adds the time of whole decode steps. compiled: decoding is compiled; such
     a step does not run through the modules, so that only the prefill and whole steps are timed.
+    table: whether to write it.
     """
     trace = Trace(model, compiled)
     try:
         yield trace
     finally:
         trace.remove_hooks()
-    trace.print_table()
+    if table:
+        trace.print_table()

@@ -26,7 +26,7 @@ from qwen2vl_extras.processes import agree
 from qwen2vl_extras.quantized import Int8Linear
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
-    from qwen2vl import DecoderLayer, KVCache, Qwen2VLForConditionalGeneration, Sampling
+    from qwen2vl import DecoderLayer, Generator, KVCache, Qwen2VLForConditionalGeneration, Sampling
 
 # Each model, dtype and batch size is a variant of a compiled function; PyTorch's limit of 8
 # is too low.
@@ -243,8 +243,8 @@ def decode_ahead(
     input_ids: Tensor,
     max_new_tokens: int,
     sampling: "Sampling",
-    generator: torch.Generator | None,
-    next_token: Callable[[Tensor, Tensor, "Sampling", torch.Generator | None], Tensor],
+    generator: "Generator | None",
+    next_token: Callable[[Tensor, Tensor, "Sampling", "Generator | None"], Tensor],
 ) -> Iterator[Tensor]:
     """The loop `decode` of qwen2vl.py, one step ahead of the host.
 

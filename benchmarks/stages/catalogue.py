@@ -2,6 +2,7 @@
 
 from benchmarks.models import Models
 from benchmarks.stage import Stage
+from benchmarks.stages.batch import BatchOfLines
 from benchmarks.stages.cold_start import cold_start_stage
 from benchmarks.stages.decode import Decode
 from benchmarks.stages.end_to_end import EndToEnd
@@ -33,6 +34,7 @@ MORE_SECONDS = {
     "decode-1-1000": 120,
     "decode-1-2000": 220,
     "mixed": 250,
+    "batch": 600,
 }
 TYPICAL_SECONDS = {**QUICK_SECONDS, **MORE_SECONDS}
 
@@ -78,6 +80,8 @@ def make_stage(name: str, models: Models) -> Stage:
         return Decode(models, int(batch), int(context)).stage()
     if kind == "mixed":
         return EndToEnd(models).stage()
+    if kind == "batch":
+        return BatchOfLines(models).stage()
     if name == "preprocess-1080p":
         return ImagePreprocessing(models, "1080p", width=1920, height=1080).stage()
     if name == "preprocess-4k":

@@ -1,0 +1,224 @@
+"""The bundle for laptops without a network: its wheels, what is in it, what it refuses."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+import venv
+from pathlib import Path
+
+import pytest
+from packaging.tags import Tag
+from packaging.utils import parse_wheel_filename
+
+from qwen2vl_app import bundle
+from qwen2vl_app.bundle import Wheel
+
+ROOT = Path(bundle.__file__).parent.parent
+
+
+def lock_of(packages: dict[str, list[str]]) -> dict:
+    """A pylock.toml, as it is read, with these wheels of each package."""
+    entries = []
+    for name, filenames in packages.items():
+        wheels = []
+        for filename in filenames:
+            url = f"https://files.example/packages/{filename.replace('+', '%2B')}"
+            wheels.append({"url": url, "size": 1000, "hashes": {"sha256": filename}})
+        entries.append({"name": name, "version": "1.0", "wheels": wheels})
+    return {"packages": entries}
+
+
+# In the order in which a laptop with Python 3.12 should get them.
+PREFERRED = (
+    "x-1.0-cp312-cp312-manylinux_2_28_x86_64.whl",
+    "x-1.0-cp39-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    "x-1.0-py3-none-manylinux_2_28_x86_64.whl",
+    "x-1.0-py3-none-any.whl",
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_several_wheels_the_most_special_is_taken(seed):
+    rng = random.Random(seed)
+    first = rng.randrange(len(PREFERRED))
+    offered = list(PREFERRED[first:])
+    rng.shuffle(offered)
+    (wheel,) = bundle.wheels_of(lock_of({"x": offered}), "3.12")
+    assert wheel.filename == PREFERRED[first]
+    assert (wheel.package, wheel.size, wheel.sha256) == ("x", 1000, PREFERRED[first])
+
+
+def test_an_escaped_address_gives_the_filename():
+    name = "torch-2.13.0+cpu-cp312-cp312-manylinux_2_28_x86_64.whl"
+    (wheel,) = bundle.wheels_of(lock_of({"torch": [name]}), "3.12")
+    assert wheel.filename == name
+    assert "%2B" in wheel.url
+
+
+def test_a_wheel_on_this_machine_has_the_size_of_its_file(tmp_path):
+    file = tmp_path / "x-1.0-py3-none-any.whl"
+    file.write_bytes(b"12345")
+    lock = {
+        "packages": [
+            {
+                "name": "x",
+                "version": "1",
+                "wheels": [{"url": file.as_uri(), "hashes": {"sha256": "0"}}],
+            }
+        ]
+    }
+    assert bundle.wheels_of(lock, "3.12")[0].size == 5
+
+
+def test_pip_is_told_every_tag_that_it_needs():
+    wheels = [Wheel("x", "", name, 0, "") for name in PREFERRED]
+    options = bundle.tag_options(wheels)
+    told = set(zip(options[::2], options[1::2], strict=True))
+    needed: set[Tag] = set()
+    for name in PREFERRED:
+        needed |= parse_wheel_filename(name)[3]
+    for tag in needed:
+        assert ("--platform", tag.platform) in told
+        assert ("--abi", tag.abi) in told
+
+
+def test_linux_gets_torch_without_cuda_unless_one_is_at_hand(tmp_path):
+    cpu = ["--torch-backend", "cpu"]
+    assert bundle.source_options("linux", []) == cpu
+    assert bundle.source_options("windows", []) == []
+    (tmp_path / "numpy-2.0-py3-none-any.whl").touch()
+    links = ["--find-links", str(tmp_path)]
+    assert bundle.source_options("linux", [str(tmp_path)]) == links + cpu
+    (tmp_path / "torch-2.13.0+cpu-cp312-cp312-linux_x86_64.whl").touch()
+    assert bundle.source_options("linux", [str(tmp_path)]) == links
+
+
+def test_the_repository_is_that_of_the_last_commit(tmp_path):
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse"], capture_output=True, check=False)
+    if git.returncode != 0:
+        pytest.skip("this is no clone: there is no commit to copy")
+    bundle.copy_repository(tmp_path)
+    bundle.copy_repository(tmp_path)  # a second time over the first
+    copied = tmp_path / bundle.REPOSITORY
+    archive = tmp_path / "head.tar"
+    subprocess.run(["git", "-C", ROOT, "archive", "-o", archive, "HEAD"], check=True)
+    with tarfile.open(archive) as files:
+        names = {member.name for member in files if member.isfile()}
+    found = {path.relative_to(copied).as_posix() for path in copied.rglob("*") if path.is_file()}
+    assert found == names
+    assert "qwen2vl.py" in names
+
+
+def test_start_names_the_extras_and_the_targets(tmp_path):
+    args = bundle.parse_arguments(
+        [str(tmp_path), "--target", "macos", "--target", "windows", "--python", "3.12"]
+    )
+    bundle.write_start(args)
+    text = (tmp_path / "START.md").read_text(encoding="utf-8")
+    assert 'pip install --no-index --find-links ../wheels -e ".[dev]"' in text
+    assert "macos with Python 3.12, windows with Python 3.12" in text
+    assert ".venv\\Scripts\\activate" in text
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "target"),
+    [
+        ("Linux", "x86_64", "linux"),
+        ("Linux", "aarch64", "linux-arm"),
+        ("Darwin", "arm64", "macos"),
+        ("Darwin", "x86_64", "macos-intel"),
+        ("Windows", "AMD64", "windows"),
+    ],
+)
+def test_the_default_is_a_laptop_like_this(monkeypatch, system, machine, target):
+    monkeypatch.setattr(bundle.platform, "system", lambda: system)
+    monkeypatch.setattr(bundle.platform, "machine", lambda: machine)
+    assert bundle.this_target() == target
+
+
+def test_an_unknown_system_has_to_name_a_target(monkeypatch):
+    monkeypatch.setattr(bundle.platform, "system", lambda: "FreeBSD")
+    with pytest.raises(ValueError, match="FreeBSD, is no target: name one with --target"):
+        bundle.this_target()
+
+
+def run_main(*argv: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "qwen2vl_app.bundle", *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_without_uv_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bundle.importlib.util, "find_spec", lambda name: None)
+    assert bundle.main([str(tmp_path / "out"), "--target", "linux"]) == 2
+    assert 'uv is missing: run pip install -e ".[kit]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_that_cannot_be_had_is_refused_in_one_line(monkeypatch, tmp_path):
+    def fail(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 1, "", "  × No solution\n  ╰─▶ torch\n")
+
+    monkeypatch.setattr(bundle.subprocess, "run", fail)
+    with pytest.raises(
+        ValueError, match=r"^no packages for macos-intel and Python 3\.12: × No"
+    ) as e:
+        bundle.resolve("macos-intel", "3.12", ["dev"], [])
+    assert "\n" not in str(e.value)
+
+
+# --------------------------------------------------------------- with a network, on its own
+
+
+def needs_uv_and_an_index() -> None:
+    if importlib.util.find_spec("uv") is None:
+        pytest.skip("uv is missing: it is in the extra kit")
+    try:
+        urllib.request.urlopen("https://pypi.org/simple/tqdm/", timeout=10).close()
+    except (urllib.error.URLError, TimeoutError):
+        pytest.skip("no package index can be reached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["windows", "macos"])
+def test_downloads_for_other_systems_are_the_list_that_was_resolved(tmp_path, target):
+    needs_uv_and_an_index()
+    wheels = bundle.resolve(target, "3.12", ["dev"], [])
+    bundle.fetch(wheels, target, "3.12", tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {wheel.filename for wheel in wheels}
+    for wheel in wheels:
+        assert (tmp_path / wheel.filename).stat().st_size == wheel.size
+
+
+@pytest.mark.slow
+def test_a_bundle_installs_without_an_index(tmp_path):
+    needs_uv_and_an_index()
+    links = sorted(Path("/opt/wheels").glob("torch-*"))  # a PyTorch for the CPU, if one lies there
+    given = ["--find-links", str(links[0].parent)] if links else []
+    done = run_main(str(tmp_path / "stick"), *given)
+    assert done.returncode == 0, done.stderr
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    repository = tmp_path / "stick" / bundle.REPOSITORY
+    options = ["--no-index", "--find-links", "../wheels", "-q", "-e", ".[dev]"]
+    subprocess.run([python, "-m", "pip", "install", *options], cwd=repository, check=True)
+    ready = subprocess.run(
+        [python, "-m", "qwen2vl_app.doctor"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ready.returncode == 0, ready.stdout
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {entry["name"].lower() for entry in json.loads(listed.stdout)}
+    assert {"torch", "transformers", "jupyterlab"} <= names
