@@ -8,10 +8,9 @@ of the tensors that it expects, and gets exactly those or an error.
 import json
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,21 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qwen2vl_extras import (
-    distributed,
-    end_tokens,
-    json_files,
-    lora,
-    media_settings,
-    spread,
-    tensor_names,
-)
+from qwen2vl_extras import end_tokens, json_files, lora, media_settings, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
+from qwen2vl_extras.distributed import Part
 from qwen2vl_extras.errors import note
-from qwen2vl_extras.placement import Placement
-
-if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
-    from qwen2vl import Qwen2VLConfig
 
 # Weights are in one file, or in shards that an index lists.
 SINGLE = "model.safetensors"
@@ -359,91 +347,6 @@ def note_other_dtypes(
         )
 
 
-def pick_device(device_map: str | torch.device, nbytes: int) -> torch.device:
-    """Return the device asked for, if it exists and the weights, `nbytes`, fit in its memory.
-
-    device_map (so called in `transformers`): a device, or "auto" for CUDA, else MPS, else the
-    CPU; "cuda" is PyTorch's current device. ValueError for a device that does not exist;
-    MemoryError with needed and free gigabytes.
-    """
-    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        present.append("mps")
-    present.append("cpu")
-
-    device = str(device_map)
-    if device == "auto":
-        device = present[0]
-    elif device == "cuda" and torch.cuda.device_count():
-        device = f"cuda:{torch.cuda.current_device()}"
-    elif device == "mps:0":  # there is only one
-        device = "mps"
-    if device not in present:
-        raise ValueError(
-            f"device '{device_map!s:.99}' is not there: this PyTorch sees {', '.join(present)}"
-        )
-
-    free = available_memory(device)
-    if nbytes > free:
-        raise MemoryError(
-            f"the weights take {nbytes / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free"
-        )
-    return torch.device(device)
-
-
-def available_memory(device: str) -> float:
-    """Bytes that a device has left; on macOS all that it has, elsewhere infinity if unknown."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # what PyTorch keeps of freed tensors is free as well
-        return torch.cuda.mem_get_info(device)[0]
-    if sys.platform == "linux":
-        match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-        return 1024 * int(match[1]) if match else float("inf")
-    if sys.platform == "darwin":  # MPS uses the memory of the CPU
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return float("inf")
-
-
-def choose_placement(
-    config: "Qwen2VLConfig",
-    shapes: Mapping[str, tuple[int, ...]],
-    sizes: Mapping[str, int],
-    device_map: str | torch.device,
-    is_shared: bool,
-) -> Placement:
-    """Where the weights go. Errors are those of `pick_device`.
-
-    shapes, sizes: shape and bytes of each parameter, by path; is_shared: whether the processes of
-    this launch share the model.
-    """
-    if is_shared:
-        part = distributed.find_part(config, device_map)
-        held = part.count_bytes(shapes, sizes)
-        device = pick_device(part.device, held)
-        part.check_memory(held, sizes, available_memory(part.device))
-        return Placement(device, part)
-
-    nbytes = sum(sizes.values())
-    if device_map == "auto":
-        layout = spread.choose_layout(config, sizes, free_cuda_memory(nbytes))
-        if layout is not None:
-            return Placement(layout.first, layout=layout)
-    return Placement(pick_device(device_map, nbytes))
-
-
-def free_cuda_memory(nbytes: int) -> dict[str, float]:
-    """Bytes that each CUDA device has left, by its name; of the first alone if `nbytes` fit there.
-
-    To look at a device takes some of its memory.
-    """
-    free = {}
-    for i in range(torch.cuda.device_count()):
-        free[f"cuda:{i}"] = available_memory(f"cuda:{i}")
-        if nbytes <= free["cuda:0"]:
-            break
-    return free
-
-
 class TensorHeader(NamedTuple):
     """What the header of a safetensors file says about a tensor."""
 
@@ -516,7 +419,7 @@ def read_weights(
     headers: Mapping[str, TensorHeader],
     device: torch.device,
     dtype: torch.dtype,
-    part: distributed.Part | None = None,
+    part: Part | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
 

@@ -47,6 +47,7 @@ from qwen2vl_extras import (
     distributed,
     flash,
     lora,
+    placement,
     processes,
     quantized,
     schemas,
@@ -1235,7 +1236,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             load.note_other_dtypes(folder, headers, dtype)
         bytes_per_parameter = 1 if int8 else dtype.itemsize
         sizes = {path: math.prod(shape) * bytes_per_parameter for path, shape in shapes.items()}
-        place = load.choose_placement(model.config, shapes, sizes, device_map, is_shared)
+        place = placement.choose(model.config, shapes, sizes, device_map, is_shared)
         device = place.device
         distributed.check_dtype(place.part, int8)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
@@ -1558,14 +1559,17 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
         # Room for the prompt and for all new tokens but the last, which no step reads.
         capacity = input_ids.shape[1] + max_new_tokens - 1
-        if self.layout is None:
-            cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
-        else:
-            cache = self.layout.make_cache(len(input_ids), capacity, self.dtype)
+        cache = self.make_cache(len(input_ids), capacity)
         out = self(input_ids, attention_mask, *media, past_key_values=cache, logits_to_keep=1)
 
         make_step = compiled.CompiledStep if compile and max_new_tokens > 1 else PlainStep
         return out.logits[:, -1], make_step(self, cache, attention_mask, out.rope_deltas)
+
+    def make_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for so many rows and tokens, where this model's layers are."""
+        if self.layout is not None:  # on several devices
+            return self.layout.make_cache(batch, capacity, self.dtype)
+        return KVCache(self.config, batch, capacity, self.device, self.dtype)
 
     def generate(
         self,

@@ -32,7 +32,7 @@ from qwen2vl_app.json_answer import json_answer
 from qwen2vl_app.progress import note_long_reading, reading_bars
 from qwen2vl_app.records import to_json_line
 from qwen2vl_app.trace import trace_stages
-from qwen2vl_extras import processes
+from qwen2vl_extras import followers, processes
 from qwen2vl_extras.media import load_image
 from qwen2vl_extras.sources import read_all
 
@@ -293,8 +293,8 @@ def main(argv: list[str] | None = None) -> int:
     processes.join_command_line()  # under torchrun the first process speaks for all
     args = parse_arguments(argv)
     try:
-        if processes.is_follower():  # it computes what the first process does the rest for
-            processes.follow(load_model(args))
+        if processes.is_follower():  # it computes along with the first process
+            followers.follow(load_model(args))
             return 0
         check_output_options(args)
         if args.batch is not None:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from qwen2vl_extras import memory
 from qwen2vl_extras.errors import note
-from qwen2vl_extras.processes import LAUNCH, count_processes, lead, started_by_torchrun
+from qwen2vl_extras.followers import lead
+from qwen2vl_extras.processes import LAUNCH, count_processes, started_by_torchrun
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from torch.distributed.device_mesh import DeviceMesh
@@ -309,9 +310,10 @@ def share(model: "Qwen2VLForConditionalGeneration", part: Part) -> None:
     mesh = init_device_mesh(torch.device(part.device).type, (part.count,))
     for path, parameter in list(model.named_parameters()):
         mark_part(model, path, parameter, mesh, part)
+    model.tie_weights()  # the head is the embedding table once more, which was marked
     styles = {pattern: style_of(style) for pattern, style in PLAN.items()}
     parallelize_module(model, mesh, styles)
-    model.tie_weights()  # once more: both are other objects now
+    model.tie_weights()  # and once more: now both are other objects
 
     # From here on the config has the key-value heads of this process, which its cache holds.
     own_config = replace(model.config, num_key_value_heads=part.num_kv_heads)

@@ -1,6 +1,6 @@
 """Where the weights of a model go: to one device, to several, or a part of them to this process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from qwen2vl_extras import distributed, spread
+from qwen2vl_extras.devices import available_memory, free_cuda_memory, pick_device
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
-    from qwen2vl import Qwen2VLForConditionalGeneration
+    from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,30 @@ class Placement:
             distributed.share(model, self.part)
         if self.layout is not None:
             spread.attach(model, self.layout)
+
+
+def choose(
+    config: "Qwen2VLConfig",
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[str, int],
+    device_map: str | torch.device,
+    is_shared: bool,
+) -> Placement:
+    """Where the weights go. Errors are those of `pick_device`.
+
+    shapes, sizes: shape and bytes of each parameter, by path; is_shared: whether the processes of
+    this launch share the model.
+    """
+    if is_shared:
+        part = distributed.find_part(config, device_map)
+        held = part.count_bytes(shapes, sizes)
+        device = pick_device(part.device, held)
+        part.check_memory(held, sizes, available_memory(part.device))
+        return Placement(device, part)
+
+    nbytes = sum(sizes.values())
+    if device_map == "auto":
+        layout = spread.choose_layout(config, sizes, free_cuda_memory(nbytes))
+        if layout is not None:
+            return Placement(layout.first, layout=layout)
+    return Placement(pick_device(device_map, nbytes))

@@ -2,7 +2,7 @@
 
 A script that torchrun starts runs in all processes alike: each loads its part of the model and
 calls `generate` with the same inputs. Of the command line only the first process runs: the others
-follow it, and compute whatever it computes.
+follow it, and compute whatever it computes (followers.py).
 """
 
 import atexit
@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,17 +20,12 @@ from torch import Tensor
 
 from qwen2vl_extras.lifeline import INTERRUPTED, Lifeline
 
-if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
+if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-    from qwen2vl import Qwen2VLForConditionalGeneration
 
 # How long a process may wait for the others, say for a question of a chat. Those that are lost are
 # found out about by the lifeline.
 PATIENCE = timedelta(days=30)
-# Words between the first process and its followers, after each token.
-MORE = "more"
-STOP = "stop"
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets
 
 
@@ -143,79 +137,6 @@ def report(text: str, status: int) -> None:
         LAUNCH.lifeline.report(text, status)
 
 
-class Leader:
-    """Has the other processes compute what this one is asked; `answer` is for model.answer."""
-
-    def __init__(self, model: "Qwen2VLForConditionalGeneration") -> None:
-        self.answer_alone = model.answer
-        self.started = 0  # answers so far
-
-    def answer(self, *arguments: object) -> Iterator[Tensor]:
-        """Yield the tokens of model.answer, which runs in all processes."""
-        self.started += 1
-        number = self.started
-        send(moved(arguments, torch.device("cpu")))
-        tokens = self.answer_alone(*arguments)  # type: ignore[arg-type]
-        is_waiting = False  # the others, for a word on whether this answer goes on
-        try:
-            for token in tokens:
-                is_waiting = True
-                yield token
-                send(MORE)
-                is_waiting = False
-        except (RuntimeError, MemoryError) as error:
-            # This process alone has failed, in the middle of what all compute: no way on. Where
-            # another one was lost, the lifeline says so within this time.
-            time.sleep(1)
-            report(f"error: {error}", status=2)
-            raise SystemExit(2) from error
-        finally:
-            # The caller has enough. If it has asked for another answer since, the others know.
-            if is_waiting and number == self.started:
-                send(STOP)
-
-
-def lead(model: "Qwen2VLForConditionalGeneration") -> None:
-    """In the first process of a command line: let the others compute with it from now on."""
-    if not LAUNCH.is_command_line or is_follower():
-        return
-    LAUNCH.has_followers = True
-    model.answer = Leader(model).answer  # type: ignore[assignment, method-assign]
-
-
-def follow(model: "Qwen2VLForConditionalGeneration") -> None:
-    """Compute what the first process is asked, until it has no more."""
-    arguments = receive()
-    while arguments is not None:
-        arguments = follow_answer(model, moved(arguments, model.device))
-
-
-def follow_answer(model: "Qwen2VLForConditionalGeneration", arguments: object) -> object:
-    """Compute one answer as long as the first process wants it; returns what it sends next."""
-    assert isinstance(arguments, tuple)
-    try:
-        for _ in model.answer(*arguments):
-            word = receive()
-            if word != MORE:
-                return receive() if word == STOP else word
-    except ValueError:  # the first process has the same one, and says so
-        pass
-    return receive()
-
-
-def moved(value: object, device: torch.device) -> object:
-    """Arguments of model.answer with their tensors on another device.
-
-    Without generators of random numbers, or lists of them: the tokens are those of the first
-    process.
-    """
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(moved(one, device) for one in value)
-    return None if isinstance(value, torch.Generator | list) else value
-
-
 def send(content: object) -> None:
     """From the first process to all others."""
     dist.broadcast_object_list([content], src=0, device=torch.device("cpu"))
@@ -234,9 +155,10 @@ def receive() -> object:
 def agree(token: Tensor, mesh: "DeviceMesh | None") -> Tensor:
     """The first process's tokens (B,) in all that share a model; mesh: None for a model alone.
 
-    All compute the same logits, but each draws its own random numbers.
+    All compute the same logits, but each draws its own random numbers. Of a command line only the
+    first process chooses tokens.
     """
-    if mesh is None:
+    if mesh is None or LAUNCH.has_followers:
         return token
     token = token.contiguous()
     dist.broadcast(token, src=0, group=mesh.get_group())
@@ -244,8 +166,11 @@ def agree(token: Tensor, mesh: "DeviceMesh | None") -> Tensor:
 
 
 def check_same_prompt(input_ids: Tensor, mesh: "DeviceMesh | None") -> None:
-    """ValueError unless all processes that share a model were given the same prompt."""
-    if mesh is None:
+    """ValueError unless all processes that share a model were given the same prompt.
+
+    Of a command line only the first process has a prompt.
+    """
+    if mesh is None or LAUNCH.has_followers:
         return
     prompts: list[list[list[int]] | None] = [None] * mesh.size()
     dist.all_gather_object(prompts, input_ids.tolist(), group=mesh.get_group())

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qwen2vl_extras.checks import check_integer
 from qwen2vl_extras.errors import note
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
@@ -193,6 +195,21 @@ class SpreadCache:
     def keys(self) -> Tensor:
         """The first layer's keys in place of each layer's: what checks of shapes look at."""
         return self.layer_keys[0].expand(len(self.layer_keys), -1, -1, -1, -1)
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens but the first `length`: the next ones are written over the others."""
+        check_integer("length", length, 0, self.length)
+        self.length = length
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` tokens, if there is less; what the cache holds stays."""
+        missing = capacity - self.capacity
+        if missing <= 0:
+            return
+        for i in range(len(self.layer_keys)):
+            self.layer_keys[i] = F.pad(self.layer_keys[i], (0, 0, 0, missing))
+            self.layer_values[i] = F.pad(self.layer_values[i], (0, 0, 0, missing))
+        self.capacity = capacity
 
     def layer(self, index: int) -> "LayerCache":
         """The part of the cache that decoder layer `index` reads and writes."""
