@@ -1209,7 +1209,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         that it is merged into; by default the Hub repository that the adapter names. tp_plan:
         "auto" shares the model among the processes of torchrun, as device_map="auto" does there.
         """
-        is_shared = distributed.wants_processes(tp_plan, device_map)
+        is_shared = distributed.wants_processes(tp_plan, device_map, int8)
         folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
         dtype_wanted = torch_dtype or dtype
@@ -1238,7 +1238,6 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         sizes = {path: math.prod(shape) * bytes_per_parameter for path, shape in shapes.items()}
         place = placement.choose(model.config, shapes, sizes, device_map, is_shared)
         device = place.device
-        distributed.check_dtype(place.part, int8)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen2vl_extras.errors import raise_not_finite
-from qwen2vl_extras.processes import agree
 from qwen2vl_extras.quantized import Int8Linear
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
@@ -256,7 +255,6 @@ def decode_ahead(
     for i in range(max_new_tokens):
         is_finite = logits.isfinite().all()
         token = next_token(logits, input_ids, sampling, generator)  # (B,)
-        token = agree(token, step.model.mesh)
         token = token.masked_fill(finished, sampling.pad_token_id)
         finished = finished | torch.isin(token, end_tokens)
         input_ids = torch.cat((input_ids, token[:, None]), dim=1)

@@ -67,19 +67,25 @@ def style_in_plan(module: str) -> str | None:
 # ------------------------------------------------------------------------------------- who shares
 
 
-def wants_processes(tp_plan: str | None, device_map: str | torch.device) -> bool:
+def wants_processes(tp_plan: str | None, device_map: str | torch.device, int8: bool) -> bool:
     """Whether `from_pretrained` shares the model among the processes of this launch.
 
     tp_plan (so called in `transformers`): "auto" asks for it, and is a ValueError in a process
-    that has no others. Without it device_map="auto" does so under torchrun.
+    that has no others. Without it device_map="auto" does so under torchrun. int8 weights can't be
+    shared: ValueError.
     """
     if tp_plan not in (None, "auto"):
         raise ValueError(f"tp_plan is {tp_plan!r:.99}, 'auto' or None is needed")
     if tp_plan is None:
-        return started_by_torchrun() and (LAUNCH.is_command_line or str(device_map) == "auto")
-    if count_processes() is None:
-        raise ValueError("tp_plan='auto' needs several processes: start them with torchrun")
-    return count_processes() != 1
+        is_asked = LAUNCH.is_command_line or str(device_map) == "auto"
+        is_shared = is_asked and started_by_torchrun()
+    else:
+        if count_processes() is None:
+            raise ValueError("tp_plan='auto' needs several processes: start them with torchrun")
+        is_shared = count_processes() != 1
+    if is_shared and int8:
+        raise ValueError("int8 does not go with several processes: their layers hold floats only")
+    return is_shared
 
 
 def allowed_counts(config: "Qwen2VLConfig") -> list[int]:
@@ -347,12 +353,6 @@ def mark_part(
     )
     module = model.get_submodule(module_path)
     module.register_parameter(name, nn.Parameter(divided, parameter.requires_grad))
-
-
-def check_dtype(part: Part | None, int8: bool) -> None:
-    """ValueError for weights that a part of a model can't have."""
-    if part is not None and int8:
-        raise ValueError("int8 does not go with several processes: their layers hold floats only")
 
 
 def check_compile(model: "Qwen2VLForConditionalGeneration") -> None:

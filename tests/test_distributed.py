@@ -502,6 +502,87 @@ def test_a_chat_of_several_processes_is_that_of_one_and_the_first_alone_speaks(s
     assert all("error" not in error for error in errors[1:])
 
 
+# ------------------------------------------------------------------- calls of parts of the model
+
+# What a conversation with a kept cache does: it calls the model's parts, and its cache grows and
+# is cropped. With one process the same lines run without any other.
+PARTS = """
+import sys, torch
+import torch.nn.functional as F
+from qwen2vl import Qwen2VLForConditionalGeneration
+from qwen2vl_extras import followers, processes
+processes.join_command_line()
+model = Qwen2VLForConditionalGeneration.from_pretrained(sys.argv[1], device_map="cpu")
+if processes.is_follower():
+    followers.follow(model)
+    sys.exit()
+results = []
+with torch.no_grad():
+    ids = torch.arange(3, 13)[None]
+    pixels = torch.randn(16, 1176, generator=torch.Generator().manual_seed(0))
+    embeds = model.model.embed_tokens(ids).clone()
+    embeds[0, 2:6] = model.visual(pixels, torch.tensor([[1, 4, 4]]))
+    cache = model.make_cache(1, 12)
+    results.append(model.model(inputs_embeds=embeds, past_key_values=cache))
+    # A second cache, which is gone when the first one is used again.
+    other = model.make_cache(2, 4)
+    results.append(model.model(ids[:, :4].expand(2, -1), past_key_values=other))
+    del other
+    cache.length = 7
+    cache.keys = F.pad(cache.keys, (0, 0, 0, 8))
+    cache.values = F.pad(cache.values, (0, 0, 0, 8))
+    cache.capacity = 20
+    hidden = model.model(ids, past_key_values=cache)
+    results.append(hidden)
+    results.append(model.lm_head(hidden))
+    try:
+        model.model(ids + 10**6)
+    except ValueError:
+        results.append(model(ids).logits)  # all processes go on after an error of the caller
+torch.save([result.clone() for result in results], sys.argv[2])
+"""
+
+
+def test_parts_of_a_model_called_by_the_first_process_are_computed_by_all(speaking, tmp_path):
+    saved = []
+    for count in (1, 2):
+        file = tmp_path / f"{count}.pt"
+        codes, _, errors = run_alone(PARTS, count, str(speaking), str(file))
+        assert codes == [0] * count, errors
+        saved.append(torch.load(file))
+    assert len(saved[0]) == len(saved[1]) == 5
+    for expected, found in zip(*saved, strict=True):
+        assert error(found, expected) <= TOLERANCE
+
+
+LINES = """{"id": "a", "image": "examples/shapes.png"}
+{"id": "b", "image": "examples/no-such-file.png"}
+{"id": "c", "image": "examples/wide.png", "temperature": 1.0, "seed": 3}
+{"id": "d", "prompt": "What colour is the sky?"}
+"""
+
+
+@pytest.mark.parametrize("output", ["--json", "--batch"])
+def test_json_and_batches_of_two_processes_are_those_of_one(speaking, tmp_path, output):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(LINES, encoding="utf-8")
+    arguments = ["--json", "--image", "examples/shapes.png"]
+    if output == "--batch":
+        arguments = ["--batch", str(lines)]
+    records = []
+    for count in (1, 2):
+        codes, outs, errors = ask(count, speaking, *arguments, "--max-new-tokens", "6")
+        # Exit status 1 says that lines of a batch are errors.
+        assert codes[0] == int(output == "--batch"), errors
+        assert all(out == "" for out in outs[1:])
+        found = [json.loads(line) for line in outs[0].splitlines()]
+        assert len(found) == (4 if output == "--batch" else 1)
+        for record in found:
+            del record["seconds"]
+        records.append(found)
+    assert records[0] == records[1]
+
+
 def error_lines(errors: list[str]) -> list[str]:
     """What our code said was wrong, in all processes together."""
     return [line for text in errors for line in text.splitlines() if line.startswith("error: ")]
