@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ class Leader:
         if isinstance(value, Mapping):
             return {name: self.packed(one) for name, one in value.items()}
         if hasattr(value, "capacity"):
-            return self.state_of(value)
+            return self.state_of(cast("KVCache", value))
         return value
 
     def state_of(self, cache: "KVCache") -> CacheState:

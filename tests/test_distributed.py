@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import load
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPE_72B, SHAPES
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import distributed, memory
 from tests.helpers.launch import ROOT, Launch
@@ -34,16 +34,6 @@ from tests.helpers.shared_worker import NEW_TOKENS
 COUNTS = (2, 4)
 # Query, key-value and vision heads that 2 and 4 processes can share; the first are the 72B's.
 HEADS = [(64, 8, 16), (4, 2, 4), (8, 8, 8), (4, 1, 4), (12, 2, 4), (8, 4, 4), (28, 4, 16)]
-SHAPE_72B = dict(
-    SHAPES["shape:7b"],
-    hidden_size=8192,
-    intermediate_size=29568,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    vocab_size=152064,
-)
-SHAPE_72B["vision_config"] = dict(SHAPE_72B["vision_config"], hidden_size=8192)
 TINY = ROOT / "tiny" / "checkpoint"
 
 

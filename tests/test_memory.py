@@ -11,10 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPE_72B, SHAPES
 from qwen2vl import AttentionMask, KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import distributed, memory
-from tests.test_distributed import SHAPE_72B
 
 GB80 = 80e9 - 2e9  # what CUDA and NCCL take for themselves is about 2 GB
 

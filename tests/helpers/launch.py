@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 300.0  # until a launch counts as hanging
+SECONDS = 900.0  # until a launch counts as hanging
 
 
 def free_port() -> int:
