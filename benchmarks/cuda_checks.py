@@ -249,7 +249,7 @@ def the_fast_image_processor_runs_on_the_device() -> str:
 
     image = torch.randint(0, 256, (3, 300, 500), dtype=torch.uint8).numpy()
     on_cpu = Qwen2VLImageProcessorFast()([image])
-    on_cuda = Qwen2VLImageProcessorFast(device="cuda")([image])
+    on_cuda = Qwen2VLImageProcessorFast(device=str(CUDA))([image])
     check(torch.equal(on_cpu["image_grid_thw"], on_cuda["image_grid_thw"].cpu()), "other grids")
     difference = (on_cpu["pixel_values"] - on_cuda["pixel_values"].cpu()).abs().max().item()
     # A level of 255 is at most 0.0149 after normalisation.
@@ -269,7 +269,7 @@ def tiny_answers_as_on_the_cpu() -> str:
         return_dict=True,
     )
     answers = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", str(CUDA)):
         model = Qwen2VLForConditionalGeneration.from_pretrained("tiny", device_map=device)
         tensors = {name: x.to(model.device) for name, x in inputs.items()}
         ids = model.generate(**tensors, max_new_tokens=24, do_sample=False)

@@ -83,10 +83,10 @@ class Lifeline:
         """
         if self.rank == 0:
             self.speak(text)
-            self.tell_all(f"fail {status}")
+            self.tell_all(f"end {status}")
             return
         # The first process prints it and answers, upon which this process ends.
-        self.tell(0, f"fail {status} {text}")
+        self.tell(0, f"end {status} {text}")
         time.sleep(REPORT_SECONDS)
 
     def finish(self) -> None:
@@ -144,7 +144,7 @@ class Lifeline:
         """data: the numbers of signals that this process got."""
         if signal.SIGINT not in data:
             return
-        self.tell_all(f"fail {INTERRUPTED}")
+        self.tell_all(f"end {INTERRUPTED}")
         time.sleep(INTERRUPT_SECONDS)
         os._exit(INTERRUPTED)
 
@@ -173,7 +173,7 @@ class Lifeline:
         """End this process and, from the first one, all others, whatever the main thread does."""
         self.speak(text)
         if self.rank == 0:
-            self.tell_all(f"fail {status}")
+            self.tell_all(f"end {status}")
         os._exit(status)
 
 

@@ -95,6 +95,9 @@ class Launch:
         assert self.lifeline is not None
         if self.has_followers and not self.lifeline.has_spoken:
             send(None)
+        elif self.is_command_line and own_number() == 0:
+            # There was nothing to compute, but the others are waiting for that.
+            self.lifeline.report("", status=0)
         self.lifeline.finish()
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import device_mesh
 
 from benchmarks.shapes import SHAPE_72B, SHAPES
@@ -24,6 +23,7 @@ from qwen2vl import (
     next_token,
 )
 from qwen2vl_extras import compiled, distributed, flash
+from tests.helpers.fake_cuda import fake_cuda
 
 CUDA = torch.device("cuda:0")
 OFFICIAL = {"2b": SHAPES["shape:2b"], "7b": SHAPES["shape:7b"], "72b": SHAPE_72B}
@@ -33,7 +33,7 @@ VISION_ROWS = (8, 12)  # the grid of an image, in patches
 @pytest.fixture
 def fake() -> Iterator[None]:
     """Every tensor made in the test is a fake one."""
-    with FakeTensorMode():
+    with fake_cuda():
         yield
 
 
@@ -168,7 +168,9 @@ def test_the_step_that_becomes_a_cuda_graph_runs(fake, monkeypatch, name, int8, 
 def test_tokens_are_chosen_on_the_device(fake, do_sample):
     sampling = Sampling(
         do_sample=do_sample,
-        temperature=0.7,  # without top_k and top_p: a PyTorch without CUDA has no fake topk
+        temperature=0.7,
+        top_k=20,
+        top_p=0.8,
         repetition_penalty=1.05,
         eos_token_id=[1, 2],
         pad_token_id=0,
@@ -193,7 +195,7 @@ def test_a_process_of_several_runs_its_part_of_an_official_shape(monkeypatch, na
             # Making a mesh looks at values.
             mesh = device_mesh.init_device_mesh("cuda", (count,))
             monkeypatch.setattr(device_mesh, "init_device_mesh", lambda kind, size, mesh=mesh: mesh)
-            with FakeTensorMode():
+            with fake_cuda():
                 part = distributed.Part(config, rank, count, "cuda:0", count)
                 model = model_on_cuda(config, torch.bfloat16, part=part)
                 distributed.share(model, part)

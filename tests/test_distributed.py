@@ -573,6 +573,17 @@ def test_json_and_batches_of_two_processes_are_those_of_one(speaking, tmp_path, 
     assert records[0] == records[1]
 
 
+def test_a_batch_that_is_done_already_ends_all_processes(speaking, tmp_path):
+    """The first process has nothing to compute, and loads no model that others could share."""
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"id": "d", "prompt": "What is red?"}\n', encoding="utf-8")
+    arguments = ("--batch", str(lines), "--out", str(tmp_path / "answers.jsonl"))
+    for count in (1, 2):
+        codes, _, errors = ask(count, speaking, *arguments, "--max-new-tokens", "2")
+        assert codes == [0] * count, errors
+    assert "all 1 lines are there" in errors[0]
+
+
 def error_lines(errors: list[str]) -> list[str]:
     """What our code said was wrong, in all processes together."""
     return [line for text in errors for line in text.splitlines() if line.startswith("error: ")]
