@@ -8,12 +8,12 @@ import weakref
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.shapes import SHAPE_72B, SHAPES
 from qwen2vl import AttentionMask, KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import distributed, memory
+from tests.helpers.fake_cuda import fake_cuda
 
 GB80 = 80e9 - 2e9  # what CUDA and NCCL take for themselves is about 2 GB
 
@@ -61,7 +61,7 @@ def fake_model(shape: dict) -> Qwen2VLForConditionalGeneration:
 def test_activations_take_what_is_computed_and_little_less(name, figure):
     shape = SHAPE_72B if name == "72b" else SHAPES[f"shape:{name}"]
     tokens = 1024
-    with FakeTensorMode():
+    with fake_cuda():
         model = fake_model(shape)
         config = model.config
         pixels = torch.empty(4 * tokens, 1176, device="cuda")

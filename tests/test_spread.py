@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qwen2vl import AttentionMask, KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import spread
+from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.reference import random_config, random_inputs, random_pair
 
 CPU = torch.device("cpu")
@@ -62,13 +62,9 @@ def test_what_is_refused_fits_in_no_other_way(amount):
     for seed in range(amount(300, 5000)):
         rest, layers, free = random_sizes(random.Random(seed))
         size = layers[0]
-        # At least one layer is on the first device, and none elsewhere needs another's room.
+        # At least one layer is on the first device; one that is too small for a layer is skipped.
         first = int((free[0] - rest) // size) if free[0] >= rest else 0
-        room = first
-        for other in free[1:]:
-            if other < size:
-                break  # a device is not skipped
-            room += int(other // size)
+        room = first + sum(int(other // size) for other in free[1:])
         fits = first >= 1 and room >= len(layers)
         if fits:
             spread.place_layers(rest, layers, free)
@@ -140,7 +136,7 @@ def fake() -> Iterator[tuple[Qwen2VLForConditionalGeneration, spread.Layout]]:
     """A model with fake weights, two layers on cuda:0 and one on cuda:1, and all else on cuda:0."""
     config = random_config(1)
     config.update(num_hidden_layers=3)
-    with FakeTensorMode():
+    with fake_cuda():
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config)).eval()
         devices = [torch.device("cuda:0")] * 2 + [torch.device("cuda:1")]
         layout = spread.Layout(model.config, devices)
