@@ -1,6 +1,6 @@
 """Fake tensors that say they are on CUDA, also with a PyTorch that was built without CUDA.
 
-Indexing and `~` first ask such a PyTorch to switch to the tensor's device, which it can't. Here the
+Indexing, `copy_`, `new_tensor` and `~` first ask such a PyTorch to switch to the tensor's device, which it can't. Here the
 same is done by operations that don't ask.
 """
 
@@ -32,8 +32,16 @@ class WithoutSwitching(TorchFunctionMode):
         if name == "__setitem__":
             x, key, value = args
             part = part_of(x, key)
-            part.copy_(value) if isinstance(value, Tensor) else part.fill_(value)
+            if isinstance(value, Tensor):
+                torch.ops.aten.copy_.default(part, value)
+            else:
+                part.fill_(value)
             return None
+        if name == "copy_":
+            return torch.ops.aten.copy_.default(*args)
+        if name == "new_tensor":
+            x, values = args
+            return x.new_zeros(len(values))  # fake tensors have no values
         if name == "__invert__":
             return torch.bitwise_not(*args)
         return func(*args, **(kwargs or {}))
