@@ -1,7 +1,7 @@
 """Fake tensors that say they are on CUDA, also with a PyTorch that was built without CUDA.
 
-Indexing, `copy_`, `new_tensor` and `~` first ask such a PyTorch to switch to the tensor's device, which it can't. Here the
-same is done by operations that don't ask.
+Indexing, `copy_`, `new_tensor` and `~` first ask such a PyTorch to switch to the tensor's device,
+which it can't. Here the same is done by operations that don't ask.
 """
 
 from collections.abc import Callable, Iterator
