@@ -1,7 +1,7 @@
 """Fake tensors that say they are on CUDA, also with a PyTorch that was built without CUDA.
 
-Indexing, `copy_`, `new_tensor` and `~` first ask such a PyTorch to switch to the tensor's device,
-which it can't. Here the same is done by operations that don't ask.
+Indexing, `~` and a few methods first ask such a PyTorch to switch to the tensor's device, which it
+can't. Here the same is done by operations that don't ask.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,6 +42,8 @@ class WithoutSwitching(TorchFunctionMode):
         if name == "new_tensor":
             x, values = args
             return x.new_zeros(len(values))  # fake tensors have no values
+        if name == "contiguous":
+            return args[0].clone(memory_format=torch.contiguous_format)
         if name == "__invert__":
             return torch.bitwise_not(*args)
         return func(*args, **(kwargs or {}))
