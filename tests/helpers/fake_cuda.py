@@ -57,7 +57,8 @@ def part_of(x: Tensor, key: object) -> Tensor:
         if one is None:
             x = x.unsqueeze(axis)
         elif one is Ellipsis:
-            axis = x.ndim - len(keys) + i
+            axis = x.ndim - sum(later is not None for later in keys[i + 1 :])
+            continue
         elif isinstance(one, slice):
             start, end, step = one.indices(x.shape[axis])
             assert step == 1
