@@ -8,7 +8,6 @@ of the tensors that it expects, and gets exactly those or an error.
 import json
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from qwen2vl_extras import end_tokens, json_files, lora, media_settings, packed_config, tensor_names
 from qwen2vl_extras.added_tokens import add_stated_tokens
+from qwen2vl_extras.distributed import Part
 from qwen2vl_extras.errors import note
 
 # Weights are in one file, or in shards that an index lists.
@@ -345,51 +345,6 @@ def note_other_dtypes(
         )
 
 
-def pick_device(device_map: str | torch.device, nbytes: int) -> torch.device:
-    """Return the device asked for, if it exists and the weights, `nbytes`, fit in its memory.
-
-    device_map (so called in `transformers`): a device, or "auto" for CUDA, else MPS, else the
-    CPU; "cuda" is PyTorch's current device. ValueError for a device that does not exist;
-    MemoryError with needed and free gigabytes.
-    """
-    present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        present.append("mps")
-    present.append("cpu")
-
-    device = str(device_map)
-    if device == "auto":
-        device = present[0]
-    elif device == "cuda" and torch.cuda.device_count():
-        device = f"cuda:{torch.cuda.current_device()}"
-    elif device == "mps:0":  # there is only one
-        device = "mps"
-    if device not in present:
-        raise ValueError(
-            f"device '{device_map!s:.99}' is not there: this PyTorch sees {', '.join(present)}"
-        )
-
-    free = available_memory(device)
-    if nbytes > free:
-        raise MemoryError(
-            f"the weights take {nbytes / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free"
-        )
-    return torch.device(device)
-
-
-def available_memory(device: str) -> float:
-    """Bytes that a device has left; on macOS all that it has, elsewhere infinity if unknown."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # what PyTorch keeps of freed tensors is free as well
-        return torch.cuda.mem_get_info(device)[0]
-    if sys.platform == "linux":
-        match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-        return 1024 * int(match[1]) if match else float("inf")
-    if sys.platform == "darwin":  # MPS uses the memory of the CPU
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return float("inf")
-
-
 class TensorHeader(NamedTuple):
     """What the header of a safetensors file says about a tensor."""
 
@@ -463,20 +418,29 @@ def read_weights(
     device: torch.device,
     dtype: torch.dtype,
     one_by_one: bool = False,
+    part: Part | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor once, by name, on `device` in `dtype`; headers: those of `match_tensors`.
+
+    part: what one of several processes reads of them; by default it is all.
 
     On the CPU, a tensor in its stored dtype is memory-mapped: its bytes are read from the file when
     they are first used. one_by_one: those of a tensor that is dropped are given back at once, and
     not with the last of its file.
     """
-    progress = tqdm(total=len(headers), desc="weights", delay=2)  # shown after two seconds
+    is_quiet = part is not None and part.rank > 0
+    # Shown after two seconds.
+    progress = tqdm(total=len(headers), desc="weights", delay=2, disable=is_quiet)
     with progress:
         for file, names in names_to_read(headers, one_by_one):
             # The file stays mapped as long as one of its tensors is in use.
             with safe_open(file, framework="pt") as weights:
                 for name in names:
-                    tensor = weights.get_tensor(headers[name].stored_name)
+                    stored_name, shape = headers[name].stored_name, headers[name].shape
+                    if part is None:
+                        tensor = weights.get_tensor(stored_name)
+                    else:
+                        tensor = part.read(name, weights.get_slice(stored_name), shape)
                     check_values(file, name, tensor)
                     yield name, tensor.to(device, dtype)
                     progress.update()

@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn as nn
@@ -49,18 +49,25 @@ from qwen2vl_extras import (
     arguments,
     checks,
     compiled,
+    distributed,
     flash,
     lora,
     packed_layers,
     packed_saving,
+    placement,
+    processes,
     repeats,
     schemas,
+    spread,
 )
 from qwen2vl_extras.errors import raise_not_finite, refuse_equal_logits
 from qwen2vl_extras.int8 import Int8Embedding, Int8Linear
 from qwen2vl_extras.outputs import FieldMapping, GenerationConfig, default_length
 from qwen2vl_extras.quantization import Quantization
 from qwen2vl_extras.streaming import Streamer, check_streamer, feed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # Constants of the architecture that the official config.json leaves out.
 VISION_NORM_EPS = 1e-6
@@ -422,13 +429,13 @@ class VisionAttention(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.head_dim = config.embed_dim // config.num_heads
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, implementation: str) -> Tensor:
         """(t, P, D) to (t, P, D); cos and sin (P, d)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (t, P, 3, H, d)
+        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (t, P, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (t, H, P, d)
 
         # In float32, unlike the decoder: as the reference does.
@@ -1139,6 +1146,7 @@ def decode(
         if not logits.isfinite().all():
             raise_not_finite(logits.dtype, step.model.named_parameters())
         token = next_token(logits, input_ids, sampling, generator)  # (B,)
+        token = processes.agree(token, step.model.mesh)
         token = token.masked_fill(finished, sampling.pad_token_id)  # ended rows give padding
         finished = finished | torch.isin(token, end_tokens)
         input_ids = torch.cat((input_ids, token[:, None]), dim=1)  # for the repetition penalty
@@ -1184,6 +1192,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         self.config = config
         self.attn_implementation = attn_implementation
         self.generation_config = GenerationConfig()  # the content of generation_config.json
+        self.mesh: DeviceMesh | None = None  # of the processes that share this model
+        self.layout: spread.Layout | None = None  # of a model on several devices
         self.visual = VisionTransformer(config.vision_config)
         self.model = Qwen2VLModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -1218,6 +1228,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         int8: bool = False,
         base: str | Path | None = None,
         int4: bool = False,
+        tp_plan: str | None = None,
     ) -> "Qwen2VLForConditionalGeneration":
         """Load "tiny", a folder, or a Hub repository.
 
@@ -1227,8 +1238,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
         that it is merged into; by default the Hub repository that the adapter names. int4: keep
         the decoder's matrices in four bits and those of tokens in int8. The official AWQ and
-        GPTQ checkpoints need neither: what is packed there stays packed.
+        GPTQ checkpoints need neither: what is packed there stays packed. tp_plan: "auto" shares
+        the model among the processes of torchrun, as device_map="auto" does there.
         """
+        is_shared = distributed.wants_processes(tp_plan, device_map)
         folder, adapter_folder = load.find_base_and_adapter(name, base)
         config = load.read_config(folder)
         dtype_wanted = torch_dtype or dtype
@@ -1246,6 +1259,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         # Weights in 8 or 4 bits: those that AWQ or GPTQ has packed, and those to be rounded here.
         packed = packed_layers.find(folder, config, load.tensor_headers(folder), shapes)
         quantization = Quantization(shapes, int8, int4, packed)
+        if is_shared:
+            quantization.refuse_processes()
         if adapter_folder is not None:
             quantization.refuse_adapter(adapter_folder)
             adapter = lora.Adapter(adapter_folder, shapes, is_tied)
@@ -1258,21 +1273,28 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         headers = quantization.take_packed(headers)
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)
-        device = load.pick_device(device_map, quantization.nbytes(dtype))
+        place = placement.choose(
+            model.config, shapes, quantization.sizes(dtype), device_map, is_shared
+        )
+        device = place.device
         dtype = quantization.pick_dtype(dtype_wanted, dtype, device)
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        weights = load.read_weights(headers, device, dtype, one_by_one=int8 or int4)
-        if adapter is not None:
-            weights = adapter.merge(weights)
+        one_by_one = int8 or int4
+        if adapter is None:
+            weights = load.read_weights(headers, device, dtype, one_by_one, place.part)
+        else:
+            whole = load.read_weights(headers, device, dtype, one_by_one)
+            weights = place.cut(adapter.merge(whole))
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
         for path, tensor in weights:
-            model.set_parameter(path, tensor)
+            model.set_parameter(path, place.move(path, tensor))
             quantization.round_layer(model, path)
-        quantization.read_packed(model, device, dtype)
+        quantization.read_packed(model, place.device_of, dtype)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))
+        place.finish(model)
         return model.eval()
 
     def set_parameter(self, path: str, tensor: Tensor) -> None:
@@ -1284,8 +1306,10 @@ class Qwen2VLForConditionalGeneration(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights in the official layout, not the processor's files.
 
-        ValueError for weights in int8, which have no such layout.
+        ValueError for weights in int8, which have no such layout, and for a part of a model.
         """
+        if self.mesh is not None:
+            raise ValueError("this process has a part of the model only: load it in one to save")
         config = self.config.to_dict()
         config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
         # Weights in four bits are saved as GPTQ packs them, and one more field says so.
@@ -1538,6 +1562,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
             generator = make_generator(seed, len(input_ids), self.device)
 
         media = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        if compile:
+            distributed.check_compile(self)
         ids = input_ids.long()  # int32 can't index scores
         return self.answer(
             ids,
@@ -1565,6 +1591,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         rope_deltas: Tensor | None,
     ) -> Iterator[Tensor]:
         """What `stream` returns, from arguments that it has checked."""
+        processes.check_same_prompt(input_ids, self.mesh)
         # The first token comes from one pass over the prompt, the others from one step each.
         logits, step = self.prefill(
             input_ids, attention_mask, media, max_new_tokens, compile, cache, rope_deltas
@@ -1603,7 +1630,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         # Room for the prompt and for all new tokens but the last, which no step reads.
         capacity = input_ids.shape[1] + max_new_tokens - 1
         if cache is None:
-            cache = KVCache(self.config, len(input_ids), capacity, self.device, self.dtype)
+            cache = self.make_cache(len(input_ids), capacity)
         cache.reserve(capacity)
         out = self(
             input_ids[:, cache.length :],
@@ -1616,6 +1643,12 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
         make_step = compiled.CompiledStep if compile and max_new_tokens > 1 else PlainStep
         return out.logits[:, -1], make_step(self, cache, attention_mask, out.rope_deltas)
+
+    def make_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for so many rows and tokens, where this model's layers are."""
+        if self.layout is not None:  # on several devices
+            return self.layout.make_cache(batch, capacity, self.dtype)
+        return KVCache(self.config, batch, capacity, self.device, self.dtype)
 
     def generate(
         self,

@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         progress(f"error: {error}")
         return 2
-    if not models.has_reference:
+    if not models.has_reference and models.settings.reference:
         progress(NO_REFERENCE)
 
     limits = MachineLimits(models.device, models.dtype)

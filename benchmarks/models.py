@@ -53,7 +53,7 @@ class Models:
         self.dtype = settings.dtype
         self.empty = empty
         self.config = config_of(settings.model)
-        self.transformers = import_transformers()
+        self.transformers = import_transformers() if settings.reference else None
         self.built_ours: Qwen2VLForConditionalGeneration | None = None
         self.built_int8: Qwen2VLForConditionalGeneration | None = None
         self.built_int4: Qwen2VLForConditionalGeneration | None = None

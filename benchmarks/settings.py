@@ -25,6 +25,7 @@ class Settings:
     dtype: torch.dtype
     attention: str  # one of ATTENTION_IMPLEMENTATIONS
     full: bool
+    reference: bool = True  # whether `transformers` is measured as well, where it is installed
 
     def to_arguments(self) -> list[str]:
         """The command line that gives a child process the same settings."""
@@ -32,6 +33,8 @@ class Settings:
         arguments += ["--dtype", dtype_name(self.dtype), "--attn", self.attention]
         if self.full:
             arguments.append("--full")
+        if not self.reference:
+            arguments.append("--no-reference")
         return arguments
 
 
@@ -67,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="our attention (default: auto, the fastest); transformers gets the same, or sdpa "
         "instead of chunked",
     )
+    parser.add_argument(
+        "--no-reference", action="store_true", help="measure this project only, not `transformers`"
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--quick",
@@ -96,7 +102,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     model = args.model
     if Path(model).is_dir() and model != "tiny":
         model = str(Path(model).resolve())
-    return Settings(model, device, dtype, attention, args.full)
+    return Settings(model, device, dtype, attention, args.full, not args.no_reference)
 
 
 def is_installed(package: str) -> bool:

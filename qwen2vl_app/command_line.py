@@ -39,7 +39,7 @@ from qwen2vl_app.json_answer import json_answer
 from qwen2vl_app.progress import note_long_reading, reading_bars
 from qwen2vl_app.records import to_json_line
 from qwen2vl_app.trace import trace_stages
-from qwen2vl_extras import interrupts
+from qwen2vl_extras import followers, interrupts, processes
 from qwen2vl_extras.media import load_image
 from qwen2vl_extras.sources import check_place, read_all
 
@@ -350,10 +350,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="replace")  # print ? where the terminal has no such character
+    processes.join_command_line()  # under torchrun the first process speaks for all
     args = parse_arguments(argv)
     was_ending = False
     try:
         was_ending = interrupts.raise_on_ctrl_c()
+        if processes.is_follower():  # it computes along with the first process
+            followers.follow(load_model(args))
+            return 0
         check_output_options(args)
         if args.batch is not None:
             return run_batch(args)
@@ -362,7 +366,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         run(args)
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error) or OUT_OF_MEMORY}", file=sys.stderr)
+        processes.report(f"error: {str(error) or OUT_OF_MEMORY}", status=2)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -417,15 +421,7 @@ def load_both(args: argparse.Namespace) -> tuple[Qwen2VLForConditionalGeneration
         official_template=args.official_template,
         base=args.base,
     )
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        args.model,
-        dtype=args.dtype,
-        device_map=args.device,
-        attn_implementation=args.attn,
-        int8=args.int8,
-        base=args.base,
-        int4=args.int4,
-    )
+    model = load_model(args)
     return model, processor
 
 
@@ -507,6 +503,19 @@ def check_output_options(args: argparse.Namespace) -> None:
     for name in ("image", "video", "chat", "boxes", "trace", "web"):
         if getattr(args, name):
             raise ValueError(f"--{name} is for one question: it does not go with --batch")
+
+
+def load_model(args: argparse.Namespace) -> Qwen2VLForConditionalGeneration:
+    """The model of the command line, or this process's part of it."""
+    return Qwen2VLForConditionalGeneration.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        device_map=args.device,
+        attn_implementation=args.attn,
+        int8=args.int8,
+        base=args.base,
+        int4=args.int4,
+    )
 
 
 def run_chat(conversation: Conversation, media: list[Item], args: argparse.Namespace) -> None:

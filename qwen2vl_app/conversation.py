@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from processor import Item, Message, Qwen2VLProcessor
-from qwen2vl import KVCache, Qwen2VLForConditionalGeneration, Sampling
+from qwen2vl import Qwen2VLForConditionalGeneration, Sampling
 from qwen2vl_app.prompts import Answer, Medium, OpenedItem, Prompt, PromptWriter
 from qwen2vl_extras.checks import is_whole
 from qwen2vl_extras.errors import shorten
@@ -58,7 +58,7 @@ class Conversation:
         merge_size = config.vision_config.spatial_merge_size
         self.messages = list(self.beginning)
         self.writer = PromptWriter(self.processor, merge_size, config.vocab_size)
-        self.cache = KVCache(config, 1, 0, self.model.device, self.model.dtype)
+        self.cache = self.model.make_cache(1, 0)
         self.keys: list[int] = []  # of the tokens that were read, those of the cache first
         self.unread: dict[str, Tensor] = {}  # by the answer to the last question, as it began
         self.num_questions += 1  # an answer that is being read ends

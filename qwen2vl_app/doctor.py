@@ -92,7 +92,7 @@ def what_fails(packages: dict[str, str]) -> list[str]:
 
 def check_memory() -> Finding:
     """Whether there is memory enough for the embedded model, and for the official 2B."""
-    from load import available_memory
+    from qwen2vl_extras.devices import available_memory
 
     free = available_memory("cpu")
     if free == float("inf"):

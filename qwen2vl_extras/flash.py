@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import cast
 
@@ -40,7 +41,7 @@ def packed_attention(
     """
     num_queries, num_keys = q.shape[2], k.shape[2]
     if key_padding_mask is None:
-        key_padding_mask = q.new_ones(len(q), num_keys, dtype=torch.bool)
+        return unpadded_attention(q, k, v, causal, kernel)
     query_mask = key_padding_mask[
         :, num_keys - num_queries :
     ]  # (B, T): the queries that are not padding
@@ -60,6 +61,24 @@ def packed_attention(
         causal=causal,
     )
     return out.transpose(1, 2)
+
+
+def unpadded_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: Kernel) -> Tensor:
+    """`packed_attention` of rows that are equally long: nothing is looked up on the GPU."""
+    batch, _, num_queries, _ = q.shape
+    num_keys = k.shape[2]
+    numbers = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+    out = kernel(
+        q.transpose(1, 2).flatten(0, 1),  # (B * T, H, d)
+        k.transpose(1, 2).flatten(0, 1),
+        v.transpose(1, 2).flatten(0, 1),
+        numbers * num_queries,
+        numbers * num_keys,
+        num_queries,
+        num_keys,
+        causal=causal,
+    )
+    return out.unflatten(0, (batch, num_queries)).transpose(1, 2)
 
 
 def row_starts(lengths: Tensor) -> Tensor:
@@ -92,13 +111,13 @@ def torch_kernel(
     """PyTorch's own kernel, with the signature of flash_attn_varlen_func."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # PyTorch 2.11 wants as many key-value heads as query heads.
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    window = (
-        (-1, 0) if causal else (-1, -1)
-    )  # how far back and ahead a query sees; -1: without limit
-    out = varlen_attn(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window_size=window
-    )
+    # How far back and ahead a query sees; -1: without limit.
+    window = (-1, 0) if causal else (-1, -1)
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        out = varlen_attn(q, k, v, *lengths, window_size=window, enable_gqa=True)
+    else:  # PyTorch 2.11 wants as many key-value heads as query heads
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        out = varlen_attn(q, k, v, *lengths, window_size=window)
     return cast(Tensor, out)  # more than one tensor comes only where more is asked for

@@ -4,7 +4,7 @@ In place of X.weight such a layer has X.qweight, X.qzeros, X.scales and, of GPTQ
 that were left out of the quantization, such as those of the vision transformer, have X.weight.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -173,17 +173,18 @@ class PackedLayers:
         return self.form.bits == 4 and name.removesuffix(".weight") in self.shapes
 
     def read_layers(
-        self, model: nn.Module, device: torch.device, dtype: torch.dtype
+        self, model: nn.Module, device_of: Callable[[str], torch.device], dtype: torch.dtype
     ) -> Iterator[tuple[str, nn.Module]]:
         """Read one packed layer after the other; yields its name and what takes its place.
 
-        model: has the layers, without their weights. Eight bits, and what `why_not` names, are
+        model: has the layers, without their weights. device_of: where each is to be. Eight bits, and what `why_not` names, are
         unpacked; a note says so at the end.
         """
         unpacked = {}  # why, by layer
         layers = sorted(self.headers, key=lambda layer: str(self.headers[layer][".qweight"].file))
         for layer in tqdm(layers, desc="packed weights", delay=2):
             weight = self.read(layer)
+            device = device_of(layer)
             module = model.get_submodule(layer)
             assert isinstance(module, nn.Linear)
             reason = self.reason_to_unpack(layer, weight, device, dtype)

@@ -5,7 +5,7 @@ needed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +66,19 @@ class Quantization:
                 f"{adapter} can't be merged into {self.packed.folder}, whose weights are packed "
                 f"({self.packed.form.source}): give the unquantized model as base= (--base), and "
                 "int4 to round the result"
+            )
+
+    def refuse_processes(self) -> None:
+        """ValueError where weights can't be divided among processes: those hold floats only."""
+        for name, is_asked in (("int8", self.int8), ("int4", self.int4)):
+            if is_asked:
+                raise ValueError(
+                    f"{name} does not go with several processes: they hold floats only"
+                )
+        if self.packed is not None:
+            raise ValueError(
+                f"{self.packed.folder}: packed weights ({self.packed.form.source}) do not go with "
+                "several processes: they hold floats only"
             )
 
     def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -137,13 +150,13 @@ class Quantization:
             return 4
         return 0
 
-    def nbytes(self, dtype: torch.dtype) -> int:
-        """Bytes of all parameters in memory, scales left aside."""
-        total = 0
+    def sizes(self, dtype: torch.dtype) -> dict[str, int]:
+        """Bytes of each parameter in memory by its name, scales left aside."""
+        sizes = {}
         for name, shape in self.shapes.items():
             bits = 4 if self.is_packed(name) else self.bits(name, shape)
-            total += math.prod(shape) * (bits or 8 * dtype.itemsize) // 8
-        return total
+            sizes[name] = math.prod(shape) * (bits or 8 * dtype.itemsize) // 8
+        return sizes
 
     # -------------------------------------------------------------------------- while it is read
 
@@ -158,11 +171,16 @@ class Quantization:
             # and is set on that.
             model.set_submodule(layer, self.rounded(path, model.get_submodule(layer)))
 
-    def read_packed(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the packed layers, one by one, and let them take the places of the model's own."""
+    def read_packed(
+        self, model: nn.Module, device_of: Callable[[str], torch.device], dtype: torch.dtype
+    ) -> None:
+        """Read the packed layers, one by one, and let them take the places of the model's own.
+
+        device_of: tells where the layer of that name is to be.
+        """
         if self.packed is None:
             return
-        for layer, module in self.packed.read_layers(model, device, dtype):
+        for layer, module in self.packed.read_layers(model, device_of, dtype):
             # What had to be unpacked may have to be rounded.
             model.set_submodule(layer, self.rounded(f"{layer}.weight", module))
 

@@ -85,7 +85,7 @@ def test_each_package_that_fails_is_named_in_one_line(monkeypatch, name, error, 
     ],
 )
 def test_memory_is_judged_by_what_is_free(monkeypatch, free, state, said):
-    monkeypatch.setattr("load.available_memory", lambda device: free)
+    monkeypatch.setattr("qwen2vl_extras.devices.available_memory", lambda device: free)
     finding = doctor.check_memory()
     assert finding.state == state
     assert said in finding.text

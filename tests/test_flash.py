@@ -53,19 +53,21 @@ def test_packed_attention_equals_eager_on_a_padded_batch():
     for T, causal in ((9, True), (9, False), (1, True), (3, True)):
         q = torch.randn(3, 4, T, 8, generator=generator)
         k, v = torch.randn(2, 3, 2, S, 8, generator=generator)
-        packed = flash.packed_attention(q, k, v, causal, key_padding_mask, plain_kernel)
-        packed = packed.transpose(1, 2)  # (B, T, H, d)
+        for padding in (key_padding_mask, None):
+            packed = flash.packed_attention(q, k, v, causal, padding, plain_kernel)
+            packed = packed.transpose(1, 2)  # (B, T, H, d)
 
-        dense = key_padding_mask[:, None, None].expand(3, 1, T, S)
-        if causal:
-            dense = dense & torch.ones(T, S).tril(S - T).bool()
-        expected, _ = qwen2vl.attention(q, k, v, AttentionMask(dense=dense), "eager")
-        expected = expected.view_as(packed)
+            is_key = torch.ones(3, S, dtype=torch.bool) if padding is None else padding
+            dense = is_key[:, None, None].expand(3, 1, T, S)
+            if causal:
+                dense = dense & torch.ones(T, S).tril(S - T).bool()
+            expected, _ = qwen2vl.attention(q, k, v, AttentionMask(dense=dense), "eager")
+            expected = expected.view_as(packed)
 
-        # The queries are the last tokens of each row.
-        is_token = key_padding_mask[:, S - T :]
-        assert error(packed[is_token], expected[is_token]) <= TOLERANCE
-        assert not packed[~is_token].any()
+            # The queries are the last tokens of each row.
+            is_token = is_key[:, S - T :]
+            assert error(packed[is_token], expected[is_token]) <= TOLERANCE
+            assert not packed[~is_token].any()
 
 
 def test_eager_sdpa_chunked_and_flash_agree_on_a_padded_batch_of_several_images(monkeypatch):

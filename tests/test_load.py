@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 import load
+from qwen2vl_extras import devices
 from tests.helpers.hub import LocalHub
 from tests.helpers.reference import official_names
 
@@ -519,39 +520,39 @@ def pretend_devices(monkeypatch, cuda: int, mps: bool) -> None:
 )
 def test_auto_is_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, chosen):
     pretend_devices(monkeypatch, cuda, mps)
-    assert load.pick_device("auto", 1) == torch.device(chosen)
+    assert devices.pick_device("auto", 1) == torch.device(chosen)
 
 
 def test_a_device_asked_for_is_taken_or_refused_by_name(monkeypatch):
     pretend_devices(monkeypatch, cuda=2, mps=False)
     for wanted in ("cpu", torch.device("cpu"), "cuda:1", torch.device("cuda:1")):
-        assert load.pick_device(wanted, 1) == torch.device(wanted)
+        assert devices.pick_device(wanted, 1) == torch.device(wanted)
     expected = r"device .* is not there: this PyTorch sees cuda:0, cuda:1, cpu"
     refused = ("cuda:2", "mps", "mps:0", "cpu:0", "meta", "balanced", "gpu", 1, {"visual": "cpu"})
     for wanted in (*refused, "cuda:", "CUDA", "", "auto ", None):
         with pytest.raises(ValueError, match=expected):
-            load.pick_device(wanted, 1)
+            devices.pick_device(wanted, 1)
     # "cuda" is the device that PyTorch itself means by it.
     for current in (0, 1):
         monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
-        assert load.pick_device("cuda", 1) == torch.device("cuda", current)
+        assert devices.pick_device("cuda", 1) == torch.device("cuda", current)
     pretend_devices(monkeypatch, cuda=0, mps=True)
     for wanted in ("mps", "mps:0", torch.device("mps", 0), torch.device("mps")):
-        assert load.pick_device(wanted, 1) == torch.device("mps")
+        assert devices.pick_device(wanted, 1) == torch.device("mps")
     with pytest.raises(ValueError, match="sees mps, cpu"):
-        load.pick_device("mps:1", 1)
+        devices.pick_device("mps:1", 1)
     pretend_devices(monkeypatch, cuda=0, mps=False)
     with pytest.raises(ValueError, match="'cuda' is not there"):
-        load.pick_device("cuda", 1)
+        devices.pick_device("cuda", 1)
 
 
 def test_weights_that_do_not_fit_are_refused_with_both_numbers(monkeypatch):
-    assert load.pick_device("cpu", 1) == torch.device("cpu")
+    assert devices.pick_device("cpu", 1) == torch.device("cpu")
     with pytest.raises(MemoryError, match=r"take 1000000000.0 GB, cpu has [\d.]+ GB free"):
-        load.pick_device("cpu", 10**18)
+        devices.pick_device("cpu", 10**18)
     pretend_devices(monkeypatch, cuda=1, mps=False)
     with pytest.raises(MemoryError, match=r"take 8.5 GB, cuda:0 has 8.0 GB free"):
-        load.pick_device("auto", 85 * 10**8)
+        devices.pick_device("auto", 85 * 10**8)
 
 
 # ------------------------------------------------------------------------------ saving and reading

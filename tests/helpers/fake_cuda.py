@@ -1,0 +1,73 @@
+"""Fake tensors that say they are on CUDA, also with a PyTorch that was built without CUDA.
+
+Indexing, `~` and a few methods first ask such a PyTorch to switch to the tensor's device, which it
+can't. Here the same is done by operations that don't ask.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def fake_cuda() -> Iterator[None]:
+    """Every tensor made in the block is a fake one, on any device that is named."""
+    with FakeTensorMode(), WithoutSwitching():
+        yield
+
+
+class WithoutSwitching(TorchFunctionMode):
+    """Replaces the few functions that switch to the device of a tensor."""
+
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        name = getattr(func, "__name__", "")
+        if name == "__getitem__":
+            return part_of(*args)
+        if name == "__setitem__":
+            x, key, value = args
+            part = part_of(x, key)
+            if isinstance(value, Tensor):
+                torch.ops.aten.copy_.default(part, value)
+            else:
+                part.fill_(value)
+            return None
+        if name == "copy_":
+            return torch.ops.aten.copy_.default(*args)
+        if name == "new_tensor":
+            x, values = args
+            return x.new_zeros(len(values))  # fake tensors have no values
+        if name == "contiguous":
+            return args[0].clone(memory_format=torch.contiguous_format)
+        if name == "__invert__":
+            return torch.bitwise_not(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def part_of(x: Tensor, key: object) -> Tensor:
+    """x[key]."""
+    keys = key if isinstance(key, tuple) else (key,)
+    axis = 0
+    for i, one in enumerate(keys):
+        if one is None:
+            x = x.unsqueeze(axis)
+        elif one is Ellipsis:
+            axis = x.ndim - sum(later is not None for later in keys[i + 1 :])
+            continue
+        elif isinstance(one, slice):
+            start, end, step = one.indices(x.shape[axis])
+            assert step == 1
+            x = x.narrow(axis, start, max(0, end - start))
+        elif isinstance(one, int):
+            x = x.select(axis, one)
+            continue
+        else:  # a tensor of indices
+            assert len(keys) == 1
+            return torch.ops.aten.index.Tensor(x, [one])
+        axis += 1
+    return x
