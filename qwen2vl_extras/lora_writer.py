@@ -52,7 +52,7 @@ def save_adapter(
         name = f"base_model.model.{newer_name(module)}"
         tensors[f"{name}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{name}.lora_B.weight"] = b.detach().cpu().contiguous()
-    config = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,

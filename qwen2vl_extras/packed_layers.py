@@ -177,8 +177,8 @@ class PackedLayers:
     ) -> Iterator[tuple[str, nn.Module]]:
         """Read one packed layer after the other; yields its name and what takes its place.
 
-        model: has the layers, without their weights. device_of: where each is to be. Eight bits, and what `why_not` names, are
-        unpacked; a note says so at the end.
+        model: has the layers, without their weights. device_of: where each is to be. Eight bits,
+        and what `why_not` names, are unpacked; a note says so at the end.
         """
         unpacked = {}  # why, by layer
         layers = sorted(self.headers, key=lambda layer: str(self.headers[layer][".qweight"].file))
