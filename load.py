@@ -396,14 +396,17 @@ def read_header(file: Path) -> list[TensorHeader]:
 
 
 def match_tensors(
-    folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()
+    folder: Path,
+    found: Mapping[str, TensorHeader],
+    expected: Mapping[str, tuple[int, ...]],
+    ignored: Collection[str] = (),
 ) -> dict[str, TensorHeader]:
     """The header of each expected tensor (name to shape), by its expected name.
 
-    Names of other tools are understood (qwen2vl_extras/tensor_names.py). ignored: names to be
-    skipped, say that of a tied head. ValueError lists the tensors that do not match.
+    found: those of all tensors in the folder, see `tensor_headers`. Names of other tools are
+    understood (qwen2vl_extras/tensor_names.py). ignored: names to be skipped, say that of a
+    tied head. ValueError lists the tensors that do not match.
     """
-    found = tensor_headers(folder)
     stored_names = tensor_names.map_names(folder, found, expected)
     for name in ignored:
         stored_names.pop(name, None)

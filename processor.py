@@ -855,6 +855,10 @@ class TextStream:
         """Return what is left at the end: U+FFFD for an unfinished character, else ""."""
         return self.utf8.decode(b"", final=True)
 
+    def read_all(self, ids: Iterable[int]) -> str:
+        """Return the whole text of some ids, as if they came one at a time."""
+        return "".join(self.push(token_id) for token_id in ids) + self.finish()
+
 
 # -------------------------------------------------------------------------------- processor
 
@@ -1261,9 +1265,7 @@ class Qwen2VLProcessor:
     ) -> str:
         """Turn one row of ids into text; skip_special_tokens leaves out control tokens."""
         dropped = self.special_tokens if skip_special_tokens else ()
-        # As if the tokens came one at a time.
-        stream = TextStream(self.tokenizer, dropped)
-        text = "".join(stream.push(token_id) for token_id in ids) + stream.finish()
+        text = TextStream(self.tokenizer, dropped).read_all(ids)
         if clean_up_tokenization_spaces:  # " ." to ".", " n't" to "n't" ..., as the reference does
             text = re.sub(" ([.?!,])", r"\1", text)
             text = text.replace(" ' ", "'")

@@ -971,6 +971,12 @@ class Sampling:
     eos_token_id: int | list[int] = -1  # one or several; -1: none
     pad_token_id: int = 0  # what a row yields after its end
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer, in a list even if it is one."""
+        end = self.eos_token_id
+        return [end] if isinstance(end, int) else list(end)
+
     @classmethod
     def resolve(cls, config: Qwen2VLConfig, defaults: dict, chosen: dict) -> "Sampling":
         """The settings chosen by the caller (None: not chosen), or else the defaults.
@@ -1257,7 +1263,8 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         is_tied = model.config.tie_word_embeddings
         adapter: lora.Adapter | None = None
         # Weights in 8 or 4 bits: those that AWQ or GPTQ has packed, and those to be rounded here.
-        packed = packed_layers.find(folder, config, load.tensor_headers(folder), shapes)
+        stored = load.tensor_headers(folder)
+        packed = packed_layers.find(folder, config, stored, shapes)
         quantization = Quantization(shapes, int8, int4, packed)
         if is_shared:
             quantization.refuse_processes()
@@ -1269,7 +1276,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         # little memory, or an implementation of attention that can't run on the device. Some
         # files hold the tied head as well; it is the embedding table once more.
         ignored = ["lm_head.weight"] if is_tied else []
-        headers = load.match_tensors(folder, quantization.stored_shapes(), ignored)
+        headers = load.match_tensors(folder, stored, quantization.stored_shapes(), ignored)
         headers = quantization.take_packed(headers)
         if dtype_wanted == "auto":
             load.note_other_dtypes(folder, headers, dtype)

@@ -23,6 +23,7 @@ from processor import BatchFeature, Qwen2VLProcessor
 from qwen2vl import Qwen2VLForConditionalGeneration, Sampling
 from qwen2vl_app.batch_lines import SAMPLING_KEYS, Line, conversation_of, media_options_of
 from qwen2vl_app.batch_memory import MemoryEstimate, RowSize
+from qwen2vl_app.progress import grids_of
 from qwen2vl_app.records import answer_record
 from qwen2vl_extras.checks import check_integer
 from qwen2vl_extras.options import merged
@@ -262,14 +263,12 @@ class BatchRunner:
         seeds = [row.seed for row in batch]
         tokens = self.model.stream(**tensors, **settings, seed=seeds, compile=self.defaults.compile)
         columns = torch.stack(list(tokens), dim=1)  # (B, new tokens)
-        ends = batch[0].sampling.eos_token_id
-        end_tokens = set(ends if isinstance(ends, (list, tuple)) else [ends])
+        end_tokens = set(batch[0].sampling.end_tokens)
         return [up_to_end(ids, end_tokens) for ids in columns.tolist()]
 
     def record(self, row: Row, ids: list[int], seconds: float) -> dict[str, object]:
         """The record of a row that was answered with these ids."""
-        stream = self.processor.text_stream()
-        answer = "".join(stream.push(token) for token in ids) + stream.finish()
+        answer = self.processor.text_stream().read_all(ids)
         record: dict[str, object] = {"line": row.line.number, "id": row.line.id}
         record.update(answer_record(answer, row.size.tokens, len(ids)))
         if row.sampling.do_sample:
@@ -291,10 +290,7 @@ def first_number(batch: list[Row]) -> int:
 
 def row_size(inputs: BatchFeature, new_tokens: int) -> RowSize:
     """The size of one row; inputs: of this row alone."""
-    grids: list[list[int]] = []
-    for name in ("image_grid_thw", "video_grid_thw"):
-        if name in inputs:
-            grids += inputs[name].tolist()
+    grids = grids_of(inputs)
     return RowSize(
         tokens=inputs.input_ids.shape[1],
         new_tokens=new_tokens,

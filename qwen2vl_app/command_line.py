@@ -402,7 +402,7 @@ def run(args: argparse.Namespace) -> None:
         return
     messages.append({"role": "user", "content": [*media, {"type": "text", "text": args.prompt}]})
     if args.json:
-        record = json_answer(model, processor, messages, args, load_seconds)
+        record = json_answer(model, processor, messages, args, answer_settings(args), load_seconds)
         print(to_json_line(record, sys.stdout.encoding or "utf-8"))
         text = str(record["answer"])
     else:
@@ -477,16 +477,9 @@ def run_web(args: argparse.Namespace) -> None:
         ) from None
     print_notes(args)
     model, processor = load_both(args)
-    settings: dict[str, object] = {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "seed": args.seed,
-    }
     # Of a folder visitors see its last name only.
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
-    serve(model, processor, name, args.host, args.port, settings)
+    serve(model, processor, name, args.host, args.port, answer_settings(args))
 
 
 def check_output_options(args: argparse.Namespace) -> None:

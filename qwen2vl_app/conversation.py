@@ -47,8 +47,7 @@ class Conversation:
         self.processor = processor
         self.beginning = list(messages)
         sampling = Sampling.resolve(model.config, model.generation_config, {})
-        end = sampling.eos_token_id
-        self.end_tokens = [end] if isinstance(end, int) else list(end)
+        self.end_tokens = sampling.end_tokens
         self.num_questions = 0  # all that were ever asked
         self.reset()
 
@@ -156,15 +155,14 @@ class Conversation:
         """
         self.refuse_late(number)
         self.keys = list(prompt.keys)
-        # Whatever comes before the last text is read first, so that only text is left.
-        self.cache.reserve(len(prompt.ids))
+        inputs: dict[str, Any] = dict(settings)
+        # Room for all at once. Whatever comes before the last text is read first, so that only
+        # text is left.
+        self.cache.reserve(len(prompt.ids) + inputs["max_new_tokens"] - 1)
         self.read_media(prompt)
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor([prompt.ids], device=self.model.device),
-            "past_key_values": self.cache,
-            "rope_deltas": self.rope_deltas(prompt),
-            **settings,
-        }
+        inputs["input_ids"] = torch.tensor([prompt.ids], device=self.model.device)
+        inputs["past_key_values"] = self.cache
+        inputs["rope_deltas"] = self.rope_deltas(prompt)
         tokens = self.model.stream(**inputs)
 
         answer = Answer(role="assistant", content="", token_ids=[])

@@ -17,9 +17,10 @@ def json_answer(
     processor: Qwen2VLProcessor,
     messages: list[Message],
     args: argparse.Namespace,
+    settings: dict,
     load_seconds: float,
 ) -> dict[str, object]:
-    """The record of an answer to a conversation.
+    """The record of an answer to a conversation; settings: of `model.stream`.
 
     `seconds` says what each stage took: loading, opening the images and making tokens (inputs),
     the vision transformer, the decoder's prefill, all decode steps, and everything (total).
@@ -33,21 +34,12 @@ def json_answer(
     input_seconds = time.perf_counter() - start
     note_long_reading(model, inputs)
 
-    tokens = model.stream(
-        **tensors,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        compile=args.compile,
-    )
+    tokens = model.stream(**tensors, **settings)
     traced = trace_stages(model, compiled=args.compile, table=args.trace)
     with reading_bars(model, inputs), traced as trace:
         ids = torch.stack(list(trace.steps(tokens)), dim=1)[0].tolist()  # of the only row
 
-    stream = processor.text_stream()
-    answer = "".join(stream.push(token) for token in ids) + stream.finish()
+    answer = processor.text_stream().read_all(ids)
     record = answer_record(answer, inputs.input_ids.shape[1], len(ids))
     seconds = {"load": load_seconds, "inputs": input_seconds, **trace.phase_seconds()}
     seconds["total"] = load_seconds + time.perf_counter() - start

@@ -229,14 +229,9 @@ class PromptWriter:
         for earlier in self.opened:
             if earlier.item is item and is_same(earlier.entries, item):
                 return earlier
-        if kind == "image":
-            inputs = self.processor.image_processor([item])
-            pixels, grid_thw = inputs["pixel_values"], inputs["image_grid_thw"]
-            placeholder = self.processor.image_token_id
-        else:
-            inputs = self.processor.process_videos([item], [{}])
-            pixels, grid_thw = inputs["pixel_values_videos"], inputs["video_grid_thw"]
-            placeholder = self.processor.video_token_id
+        pixels, grid_thw = read_patches(self.processor, item, kind)
+        is_image = kind == "image"
+        placeholder = self.processor.image_token_id if is_image else self.processor.video_token_id
 
         # Known by its pixels: the same image in another message is encoded once.
         grid = grid_thw[0].tolist()
@@ -250,6 +245,15 @@ class PromptWriter:
         found = OpenedItem(item, dict(item), medium)
         self.opened.append(found)
         return found
+
+
+def read_patches(processor: Qwen2VLProcessor, item: Item, kind: str) -> tuple[Tensor, Tensor]:
+    """Patches (P, 1176) and grid (1, 3) of the image or video of an item."""
+    if kind == "image":
+        inputs = processor.image_processor([item])
+        return inputs["pixel_values"], inputs["image_grid_thw"]
+    inputs = processor.process_videos([item], [{}])
+    return inputs["pixel_values_videos"], inputs["video_grid_thw"]
 
 
 def cut_at_markers(pieces: Sequence[Piece], markers: Collection[str]) -> list[Piece]:

@@ -21,6 +21,7 @@ from qwen2vl_app.batch import BatchDefaults, BatchRunner
 from qwen2vl_app.batch_memory import MemoryEstimate, RowSize
 from qwen2vl_app.boxes import find_boxes
 from tests.helpers.drawn_media import noise
+from tests.helpers.interrupts import take_interrupts
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -560,11 +561,6 @@ def test_a_killed_run_goes_on_where_it_stopped(capsys, tmp_path, amount):
     assert [record["line"] for record in records] == list(range(1, 121))
     for i, record in enumerate(records):
         assert record["answer"] == records[i % 6]["answer"], i
-
-
-def take_interrupts() -> None:
-    """In the new process: tests that run in the background of a shell would hand on SIG_IGN."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT")

@@ -19,6 +19,7 @@ import pytest
 from qwen2vl_app import command_line
 from qwen2vl_app.chat import HELP
 from qwen2vl_app.line_input import complete_path
+from tests.helpers.interrupts import take_interrupts
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -357,8 +358,3 @@ def test_ctrl_c_from_the_start_on_ends_quietly(amount):
         assert "Traceback" not in err and "KeyboardInterrupt" not in err, f"{seconds:.2f} s: {err}"
         if process.returncode == 130:
             assert err.endswith("\n")
-
-
-def take_interrupts() -> None:
-    """In the new process: tests that run in the background of a shell would hand on SIG_IGN."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

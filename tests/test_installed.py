@@ -89,10 +89,12 @@ def test_the_wheel_has_what_is_imported_and_the_checkpoint_and_nothing_else(inst
     for package in PACKAGES:
         ours = {path.name for path in (ROOT / package).glob("*.py")}
         assert {path.name for path in (installed / package).glob("*.py")} == ours
-    checkpoint = ROOT / "tiny" / "checkpoint"
-    for file in checkpoint.iterdir():
-        copy = installed / "tiny" / "checkpoint" / file.name
-        assert copy.read_bytes() == file.read_bytes()
+    # Files that are no code: the checkpoint, and what the page is made of.
+    for folder in ("tiny/checkpoint", "qwen2vl_app/web/static"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file():
+                copy = installed / file.relative_to(ROOT)
+                assert copy.read_bytes() == file.read_bytes()
 
 
 def test_the_answer_is_the_same_beside_files_of_the_same_names(occupied, environment):
@@ -124,7 +126,7 @@ def test_imports_find_the_installed_files_beside_files_of_the_same_names(
 def test_the_console_command_is_there_and_knows_its_version(installed, environment, tmp_path):
     (information,) = installed.glob("*.dist-info")
     declared = (information / "entry_points.txt").read_text(encoding="utf-8")
-    assert "qwen2vl = qwen2vl_app.command_line:main" in declared
+    assert "qwen2vl = qwen2vl_app.start:main" in declared
     folders = [str(installed / "bin"), str(installed / "Scripts")]  # the second on Windows
     command = shutil.which("qwen2vl", path=os.pathsep.join(folders))
     number = information.name.removesuffix(".dist-info").split("-")[1]

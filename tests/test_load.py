@@ -111,7 +111,7 @@ def read_all(
     dtype: torch.dtype = torch.float32,
     ignored: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
-    headers = load.match_tensors(folder, expected, ignored)
+    headers = load.match_tensors(folder, load.tensor_headers(folder), expected, ignored)
     pairs = list(load.read_weights(headers, torch.device("cpu"), dtype))
     assert len(pairs) == len(dict(pairs)), "a tensor came twice"
     return dict(pairs)
@@ -814,7 +814,8 @@ shapes = {f"w{i}": (2**21,) for i in range(24)}
 dtype = getattr(torch, sys.argv[2])
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-headers = load.match_tensors(Path(sys.argv[1]), shapes)
+folder = Path(sys.argv[1])
+headers = load.match_tensors(folder, load.tensor_headers(folder), shapes)
 kept = dict(load.read_weights(headers, torch.device("cpu"), dtype))
 print(peak() - before)
 print(sum(float(t.sum()) for t in kept.values()), peak() - before)

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from processor import Message, Qwen2VLProcessor, TextStream
+from processor import Message, Qwen2VLProcessor
 from qwen2vl import AttentionMask, KVCache
 from qwen2vl_app.conversation import Conversation
-from qwen2vl_app.prompts import Prompt
+from qwen2vl_app.prompts import Prompt, read_patches
 from qwen2vl_app.web.limits import MAX_FRAMES_SHOWN, MAX_LOOKED_AT, MAX_MAP_BYTES
 from qwen2vl_app.web.workers import Job
 
@@ -182,8 +182,7 @@ def candidates(processor: Qwen2VLProcessor, logits: Tensor) -> list[dict[str, ob
 
 def token_text(processor: Qwen2VLProcessor, token_id: int) -> str:
     """A token as text; U+FFFD for one that is only a part of a character."""
-    stream = TextStream(processor.tokenizer, dropped=())
-    return stream.push(token_id) + stream.finish()
+    return processor.decode([token_id])
 
 
 def token_chips(
@@ -214,12 +213,8 @@ def media_shown(processor: Qwen2VLProcessor, messages: list[Message]) -> list[di
     for message in messages:
         content = message["content"]
         for item in content if isinstance(content, list) else []:
-            if item.get("type") == "image":
-                inputs = processor.image_processor([item])
-                shown.append(frames_of(processor, inputs["pixel_values"], inputs["image_grid_thw"]))
-            elif item.get("type") == "video":
-                inputs = processor.process_videos([item], [{}])
-                pixels, grid_thw = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+            if item.get("type") in ("image", "video"):
+                pixels, grid_thw = read_patches(processor, item, item["type"])
                 shown.append(frames_of(processor, pixels, grid_thw))
     return shown
 

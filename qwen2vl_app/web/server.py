@@ -57,9 +57,8 @@ from qwen2vl_app.web.workers import Event, Job, Workers
 STATIC = Path(__file__).parent / "static"
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"  # in a clone
 DEFAULT_QUESTION = "Describe this image."
-SMALL_MODEL = (
-    50_000_000  # parameters: below, two answers at a time are faster than one on all cores
-)
+# Parameters: below, two answers at a time are faster than one on all cores.
+SMALL_MODEL = 50_000_000
 
 # The page takes everything from this server, and the browser is told to refuse anything else.
 HEADERS = {
