@@ -23,6 +23,7 @@ from qwen2vl import (
     next_token,
 )
 from qwen2vl_extras import compiled, distributed, flash
+from qwen2vl_extras.quantization import Quantization
 from tests.helpers.fake_cuda import fake_cuda
 
 CUDA = torch.device("cuda:0")
@@ -53,9 +54,12 @@ def model_on_cuda(
     """A model with fake weights on CUDA, whole or in part."""
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration(config).eval()
-    for path, p in list(model.named_parameters()):
-        shape = tuple(p.shape) if part is None else part.shape_of(path, tuple(p.shape))
-        model.set_parameter(path, torch.empty(shape, device=CUDA, dtype=dtype), int8)
+    shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
+    rounding = Quantization(shapes, int8=int8, int4=False)
+    for path, shape in shapes.items():
+        held = shape if part is None else part.shape_of(path, shape)
+        model.set_parameter(path, torch.empty(held, device=CUDA, dtype=dtype))
+        rounding.round_layer(model, path)
     model.tie_weights()
     return model
 

@@ -169,6 +169,7 @@ def run_decoder(
     return logits
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_every_tensor_of_a_spread_model_is_on_the_device_where_it_is_needed(fake, is_padded):
     model, layout = fake
@@ -182,6 +183,7 @@ def test_every_tensor_of_a_spread_model_is_on_the_device_where_it_is_needed(fake
     assert model.device == torch.device("cuda:0")
 
 
+@torch.no_grad()
 def test_fake_tensors_see_what_the_hooks_prevent(fake):
     model, layout = fake
     cache = layout.make_cache(2, 8, torch.float32)

@@ -7,6 +7,7 @@ can't. Here the same is done by operations that don't ask.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,8 +17,11 @@ from torch.overrides import TorchFunctionMode
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Every tensor made in the block is a fake one, on any device that is named."""
-    with FakeTensorMode(), WithoutSwitching():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        # DTensor assigns where a mode is not asked.
+        patch.setattr(Tensor, "__setitem__", assign)
+        with FakeTensorMode(), WithoutSwitching():
+            yield
 
 
 class WithoutSwitching(TorchFunctionMode):
@@ -30,13 +34,7 @@ class WithoutSwitching(TorchFunctionMode):
         if name == "__getitem__":
             return part_of(*args)
         if name == "__setitem__":
-            x, key, value = args
-            part = part_of(x, key)
-            if isinstance(value, Tensor):
-                torch.ops.aten.copy_.default(part, value)
-            else:
-                part.fill_(value)
-            return None
+            return assign(*args)
         if name == "copy_":
             return torch.ops.aten.copy_.default(*args)
         if name == "new_tensor":
@@ -47,6 +45,21 @@ class WithoutSwitching(TorchFunctionMode):
         if name == "__invert__":
             return torch.bitwise_not(*args)
         return func(*args, **(kwargs or {}))
+
+
+def assign(x: Tensor, key: object, value: Tensor | float) -> None:
+    """x[key] = value."""
+    mask = key[0] if isinstance(key, tuple) else key
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        for _ in range(x.ndim - mask.ndim):  # the axes behind the mask's are taken whole
+            mask = mask.unsqueeze(-1)
+        x.masked_fill_(mask, value)
+        return
+    part = part_of(x, key)
+    if isinstance(value, Tensor):
+        torch.ops.aten.copy_.default(part, value)
+    else:
+        part.fill_(value)
 
 
 def part_of(x: Tensor, key: object) -> Tensor:
