@@ -32,6 +32,7 @@ from qwen2vl_extras.processes import LAUNCH, count_processes, started_by_torchru
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.parallel import ParallelStyle
 
     from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -298,7 +299,7 @@ def style_of(name: str) -> "ParallelStyle":
     if name == "columns":
         return ColwiseParallel()
     if name == "gathered columns":
-        return ColwiseParallel(output_layouts=Replicate())
+        return ColwiseParallel(use_local_output=False)
     if name == "vocabulary":
         return RowwiseParallel(input_layouts=Replicate())
     return RowwiseParallel()
@@ -316,6 +317,7 @@ def share(model: "Qwen2VLForConditionalGeneration", part: Part) -> None:
     model.tie_weights()  # the head is the embedding table once more, which was marked
     styles = {pattern: style_of(style) for pattern, style in PLAN.items()}
     parallelize_module(model, mesh, styles)
+    model.lm_head.register_forward_hook(take_logits)
     model.tie_weights()  # and once more: now both are other objects
 
     # From here on the config has the key-value heads of this process, which its cache holds.
@@ -324,6 +326,14 @@ def share(model: "Qwen2VLForConditionalGeneration", part: Part) -> None:
     model.model.config = own_config
     model.mesh = mesh
     lead(model)
+
+
+def take_logits(head: nn.Module, inputs: tuple, logits: "DTensor") -> Tensor:
+    """A hook that gathers the head's columns from all processes into a plain tensor.
+
+    PyTorch's style could do it, but gives a tensor that is still on its way and can't be saved.
+    """
+    return logits.full_tensor()
 
 
 def mark_part(

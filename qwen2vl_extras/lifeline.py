@@ -24,6 +24,7 @@ REPORT_SECONDS = 2.0  # for a report to be printed by the first process
 INTERRUPT_SECONDS = 1.0  # after Ctrl-C, for the main thread to end by itself
 LOST = 1  # exit statuses
 INTERRUPTED = 130
+STOP = 0  # the number of no signal
 
 
 class Lifeline:
@@ -37,12 +38,18 @@ class Lifeline:
         self.finished: set[int] = set()  # processes that have ended well
         self.received: dict[int, bytes] = {other: b"" for other in self.links}
         self.has_spoken = False
+        self.watches_signals = False
         self.lock = threading.Lock()
         self.selector = selectors.DefaultSelector()
         for other, link in self.links.items():
             keep_alive(link)
             self.selector.register(link, selectors.EVENT_READ, other)
-        threading.Thread(target=self.listen, daemon=True).start()
+        # What this process tells its own thread: numbers of signals, and STOP.
+        self.heard, self.told = socket.socketpair()
+        self.told.setblocking(False)
+        self.selector.register(self.heard, selectors.EVENT_READ, self.rank)
+        self.thread = threading.Thread(target=self.listen, daemon=True)
+        self.thread.start()
 
     # ----------------------------------------------------------------------------- connecting
 
@@ -90,8 +97,15 @@ class Lifeline:
         time.sleep(REPORT_SECONDS)
 
     def finish(self) -> None:
-        """Tell the others that this process needs them no more."""
+        """Tell the others that this process needs them no more, and end the thread.
+
+        A thread that still runs while Python shuts down can take the whole process with it.
+        """
         self.tell_all("done")
+        if self.watches_signals:
+            signal.set_wakeup_fd(-1)
+        self.told.send(bytes([STOP]))
+        self.thread.join(timeout=REPORT_SECONDS)
 
     def speak(self, text: str) -> None:
         """Print a line on stderr, unless one was printed already: what follows from it is noise."""
@@ -116,16 +130,13 @@ class Lifeline:
 
         For a main thread that is a program of ours only: it takes Python's wake-up descriptor.
         """
-        reading, writing = socket.socketpair()
-        writing.setblocking(False)
-        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        self.wakeup = (reading, writing)  # open as long as this object is there
-        self.selector.register(reading, selectors.EVENT_READ, self.rank)
+        signal.set_wakeup_fd(self.told.fileno(), warn_on_full_buffer=False)
+        self.watches_signals = True
 
     def listen(self) -> None:
-        """The work of the thread: hear whoever speaks, for ever."""
+        """The work of the thread: hear whoever speaks, until it is told to stop."""
         while True:
-            for key, _ in self.selector.select(timeout=1.0):
+            for key, _ in self.selector.select():
                 link = key.fileobj
                 assert isinstance(link, socket.socket)
                 try:
@@ -133,6 +144,8 @@ class Lifeline:
                 except OSError:  # a connection that was reset
                     data = b""
                 if key.data == self.rank:
+                    if STOP in data:
+                        return
                     self.hear_signal(data)
                 elif data:
                     self.hear(key.data, data)

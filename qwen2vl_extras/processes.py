@@ -98,6 +98,7 @@ class Launch:
         elif self.is_command_line and own_number() == 0:
             # There was nothing to compute, but the others are waiting for that.
             self.lifeline.report("", status=0)
+        dist.destroy_process_group()
         self.lifeline.finish()
 
 
