@@ -6,11 +6,11 @@ its check and no other. Exit code 1 if a check failed.
 """
 
 import argparse
-import copy
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +89,11 @@ def random_inputs(model: Qwen2VLForConditionalGeneration, batch: int = 3) -> dic
 
 
 def to_cuda(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.to(CUDA) for name, x in inputs.items()}
+    return to(CUDA, inputs)
+
+
+def to(device: torch.device, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.to(device) for name, x in inputs.items()}
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -220,28 +224,36 @@ def compiled_answers_are_the_plain_ones() -> str:
     return f"{count} answers of 12 tokens"
 
 
-@torch.no_grad()
 def int8_is_that_of_the_cpu() -> str:
+    return rounded_weights_are_those_of_the_cpu(int8=True)
+
+
+def int4_is_that_of_the_cpu() -> str:
+    return rounded_weights_are_those_of_the_cpu(int4=True)
+
+
+@torch.no_grad()
+def rounded_weights_are_those_of_the_cpu(**rounding: bool) -> str:
     model = random_model(5, torch.bfloat16)
-    with torch.device("meta"):
-        quantized = Qwen2VLForConditionalGeneration(model.config, "sdpa")
-    for path, p in model.named_parameters():
-        quantized.set_parameter(path, p.detach(), int8=path.endswith(".weight"))
-    quantized.tie_weights()
-    quantized.eval()
     inputs = random_inputs(model)
-    is_token = inputs["attention_mask"].bool()
-    exact = copy.deepcopy(quantized)
-    expected = exact(**inputs).logits[is_token]
-    quantized.to(CUDA)
-    found = quantized(**to_cuda(inputs)).logits.cpu()[is_token]
     # A single row goes through another kernel than a prompt.
-    one = {name: x for name, x in random_inputs(model, 1).items()}
-    on_cpu = exact.generate(**one, max_new_tokens=6, do_sample=False, eos_token_id=-1)
-    on_cuda = quantized.generate(**to_cuda(one), max_new_tokens=6, do_sample=False, eos_token_id=-1)
-    same = (on_cpu[:, -6:] == on_cuda.cpu()[:, -6:]).float().mean().item()
-    figure = f"logits {error(found, expected):.1e}, {same:.0%} of the tokens are the same"
-    return check(error(found, expected) <= 5e-2, figure)
+    one = random_inputs(model, 1)
+    logits = []
+    tokens = []
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        for device in (torch.device("cpu"), CUDA):
+            rounded = Qwen2VLForConditionalGeneration.from_pretrained(
+                folder, torch.bfloat16, device, **rounding
+            )
+            logits.append(rounded(**to(device, inputs)).logits.cpu())
+            settings = {**to(device, one), "max_new_tokens": 6, "do_sample": False}
+            tokens.append(rounded.generate(**settings, eos_token_id=-1)[:, -6:].cpu())
+    is_token = inputs["attention_mask"].bool()
+    difference = error(logits[1][is_token], logits[0][is_token])
+    same = (tokens[0] == tokens[1]).float().mean().item()
+    figure = f"logits {difference:.1e}, {same:.0%} of the tokens are the same"
+    return check(difference <= 5e-2, figure)
 
 
 def the_fast_image_processor_runs_on_the_device() -> str:
@@ -320,6 +332,7 @@ CHECKS = (
     the_cuda_graph_gives_the_logits_of_the_plain_step,
     compiled_answers_are_the_plain_ones,
     int8_is_that_of_the_cpu,
+    int4_is_that_of_the_cpu,
     tiny_answers_as_on_the_cpu,
     the_fast_image_processor_runs_on_the_device,
     layers_spread_over_devices_compute_the_same,

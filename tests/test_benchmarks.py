@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.__main__ as command_line
-from benchmarks import costs
+from benchmarks import costs, cuda_checks
 from benchmarks.budget import Budget
 from benchmarks.measure import StageMeasurement
 from benchmarks.models import Models
@@ -344,3 +344,22 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     assert command_line.main(["--model", "tiny", "--plot", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.err == ('error: --plot needs matplotlib: pip install -e ".[dev]" brings it\n')
+
+
+# ------------------------------------------------------------------------------ checks for a GPU
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        cuda_checks.int8_is_that_of_the_cpu,
+        cuda_checks.int4_is_that_of_the_cpu,
+        cuda_checks.tiny_answers_as_on_the_cpu,
+        cuda_checks.the_fast_image_processor_runs_on_the_device,
+    ],
+)
+def test_a_check_for_a_gpu_runs_with_a_cpu_in_its_place(monkeypatch, check):
+    """So that a GPU that is lent for minutes is not spent on a name that has changed."""
+    monkeypatch.setattr(cuda_checks, "CUDA", CPU)
+    result = cuda_checks.run_check(check)
+    assert result["state"] == "ok", result["figure"]
