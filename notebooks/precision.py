@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from load import available_memory, find_checkpoint, pick_device, tensor_headers
+from load import find_checkpoint, tensor_headers
+from qwen2vl_extras.devices import available_memory, pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What is kept of a run to be compared, and what a pass takes, for each number of the weights: at

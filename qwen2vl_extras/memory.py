@@ -24,8 +24,9 @@ def decoder_bytes(config: "Qwen2VLConfig", count: int, itemsize: int, tokens: in
     D = config.hidden_size
     own_heads = D // count  # queries of this process, of one token
     own_inner = -(-config.intermediate_size // count)
-    # The embeddings, the residual, what is added to it, and the tables of M-RoPE stay all the time.
-    stays = 3 * D * itemsize + 2 * config.head_dim * itemsize
+    # The embeddings, the residual, what attention and MLP add to it, and the tables of M-RoPE stay
+    # all the time.
+    stays = 4 * D * itemsize + 2 * config.head_dim * itemsize
     # Beside them one of these: a norm in float32; rotated queries; the gate and what it lets pass.
     norm = 3 * D * FLOAT32
     attention = 6 * own_heads * itemsize

@@ -5,27 +5,34 @@ is added up while the official shapes run.
 """
 
 import weakref
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.shapes import SHAPE_72B, SHAPES
+from benchmarks.what_fits import OWN_OF_CUDA, rows, weights_of_each
 from qwen2vl import AttentionMask, KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import distributed, memory
 from tests.helpers.fake_cuda import fake_cuda
 
-GB80 = 80e9 - 2e9  # what CUDA and NCCL take for themselves is about 2 GB
+ROOT = Path(__file__).parent.parent
+GB80 = 80e9 - OWN_OF_CUDA
 
 
 class LiveBytes(TorchDispatchMode):
-    """The bytes of all storages made in the `with` block that are alive, and their peak."""
+    """The bytes of all storages made in the `with` block that are alive, and their peak.
 
-    def __init__(self) -> None:
+    before: tensors that were there before it.
+    """
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
-        self.known: set[int] = set()
+        self.known = {x.untyped_storage()._cdata for x in before}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -52,8 +59,13 @@ def fake_model(shape: dict) -> Qwen2VLForConditionalGeneration:
     """One decoder layer and one vision block: the others take their memory one after another."""
     config = dict(shape, num_hidden_layers=1)
     config["vision_config"] = dict(shape["vision_config"], depth=1)
-    with torch.device("cuda"):
-        return Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config)).bfloat16().eval()
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
+    for path, p in list(model.named_parameters()):
+        empty = torch.empty(p.shape, device="cuda", dtype=torch.bfloat16)
+        model.set_parameter(path, empty)
+    model.tie_weights()
+    return model.eval()
 
 
 @torch.no_grad()
@@ -65,12 +77,13 @@ def test_activations_take_what_is_computed_and_little_less(name, figure):
         model = fake_model(shape)
         config = model.config
         pixels = torch.empty(4 * tokens, 1176, device="cuda")
-        with LiveBytes() as vision:
+        with LiveBytes([*model.parameters(), pixels]) as vision:
             model.visual.encode(pixels, 1, 64, 64)
         embeds = torch.empty(1, tokens, config.hidden_size, dtype=torch.bfloat16, device="cuda")
         positions = torch.zeros(3, 1, tokens, dtype=torch.int64, device="cuda")
         cache = KVCache(config, 1, tokens, torch.device("cuda"), torch.bfloat16)
-        with LiveBytes() as decoder:
+        before = [*model.parameters(), embeds, positions, cache.keys, cache.values]
+        with LiveBytes(before) as decoder:
             cos, sin = model.model.rotary_table(positions, torch.bfloat16)
             x, _ = model.model.layers[0](
                 embeds, cos, sin, AttentionMask(causal=True), "sdpa", cache.layer(0)
@@ -98,15 +111,6 @@ def test_the_cache_of_a_process_takes_what_is_computed():
             assert memory.cache_bytes(config, count, 2, 100) == expected
 
 
-def weights_of_each(config: Qwen2VLConfig, count: int) -> int:
-    with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(config)
-    shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
-    sizes = {path: 2 * p.numel() for path, p in model.named_parameters()}
-    parts = [distributed.Part(config, r, count, "cuda:0", count) for r in range(count)]
-    return max(part.count_bytes(shapes, sizes) for part in parts)
-
-
 def test_the_72b_model_fits_on_two_gpus_of_80_gb_and_not_on_one(figure):
     config = Qwen2VLConfig.from_dict(SHAPE_72B)
     tokens = {}
@@ -121,3 +125,9 @@ def test_the_72b_model_fits_on_two_gpus_of_80_gb_and_not_on_one(figure):
     assert tokens[1] == 0
     assert 0 < tokens[2] < tokens[4]
     assert tokens[8] == config.max_position_embeddings
+
+
+def test_the_table_of_what_fits_is_the_one_in_the_benchmarks_page():
+    page = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    for row in rows(GB80):
+        assert row in page

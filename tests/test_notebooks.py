@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import load
+from qwen2vl_extras.devices import available_memory
 from tests.helpers.official_layout import save_official_layout
 
 ROOT = Path(__file__).parent.parent
@@ -256,7 +256,7 @@ def test_a_notebook_runs_on_the_official_layout(dtype, official, tmp_path, amoun
 @pytest.mark.parametrize("path", NOTEBOOKS[:9] + NOTEBOOKS[10:], ids=ids[:9] + ids[10:])
 def test_a_notebook_runs_at_the_2b_shape(path, dtype, gigabytes, checkpoint_2b):
     """Random weights give random answers: steps that judge answers only show them, and say so."""
-    if load.available_memory("cpu") < gigabytes * 1e9:
+    if available_memory("cpu") < gigabytes * 1e9:
         pytest.skip(f"two 2B models in {dtype} take {gigabytes} GB")
     notebook = nbformat.read(path, as_version=4)
     execute(notebook, QWEN2VL_MODEL=str(checkpoint_2b[0]), QWEN2VL_DTYPE=dtype)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -44,6 +45,8 @@ class WithoutSwitching(TorchFunctionMode):
             return args[0].clone(memory_format=torch.contiguous_format)
         if name == "__invert__":
             return torch.bitwise_not(*args)
+        if name == "scaled_dot_product_attention" and args[0].dtype != torch.float32:
+            return fused_attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -60,6 +63,15 @@ def assign(x: Tensor, key: object, value: Tensor | float) -> None:
         torch.ops.aten.copy_.default(part, value)
     else:
         part.fill_(value)
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool
+) -> Tensor:
+    """The kernel that CUDA takes; a PyTorch without CUDA would store all scores."""
+    if attn_mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=enable_gqa)
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=is_causal)[0]
 
 
 def part_of(x: Tensor, key: object) -> Tensor:
