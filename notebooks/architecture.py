@@ -72,11 +72,11 @@ BOXES = (
     Box(DECODER, 194, "next_token", "greedy, or temperature, top-p", ("06",), 200),
     Box(DECODER, 44, "TextStream", "the answer, in words", ("06",)),
     Box(590, 374, "KVCache", "keys, values so far", ("06",), 130),
-    Box(570, 164, "next_token_loss", "−ln p of each label", ("09",), 150),
+    Box(570, 164, "next_token_loss", "−ln p of each label", ("09",), 164),
 )
 FRAMES = (
-    Frame(18, 232, 204, 256, "VisionTransformer", ("02",)),
-    Frame(662, 352, 196, 136, "DecoderLayer, one after another", ("05",)),
+    Frame(18, 224, 204, 264, "VisionTransformer", ("02",)),
+    Frame(662, 344, 196, 144, "DecoderLayer, one after another", ("05",)),
 )
 ARROWS = (
     Arrow(((IMAGES, 84), (IMAGES, 104))),
@@ -117,6 +117,7 @@ def draw(notebook: str = "") -> str:
     ]
     parts += [draw_frame(frame) for frame in FRAMES]
     parts += [draw_arrow(arrow) for arrow in ARROWS]
+    parts += [draw_frame_title(frame) for frame in FRAMES]  # over the arrows, which it interrupts
     parts += [text(x, y, words, 12, "italic") for words, x, y in SOURCES]
     parts += [draw_box(box, is_marked(box, notebook)) for box in BOXES]
     parts += [text(WIDTH // 2, HEIGHT - 10, title(notebook), 13, "normal")]
@@ -165,11 +166,19 @@ def draw_box(box: Box, marked: bool) -> str:
 
 
 def draw_frame(frame: Frame) -> str:
-    rect = (
+    return (
         f'<rect x="{frame.left}" y="{frame.top}" width="{frame.width}" height="{frame.height}" '
         'rx="8" fill="#f2f2f2" stroke="black" stroke-dasharray="5 4"/>'
     )
-    return rect + text(frame.left + frame.width // 2, frame.top + 15, frame.title, 11, "normal")
+
+
+def draw_frame_title(frame: Frame) -> str:
+    """The title, on a strip of the frame's own grey."""
+    strip = (
+        f'<rect x="{frame.left + 6}" y="{frame.top + 5}" width="{frame.width - 12}" height="13" '
+        'fill="#f2f2f2"/>'
+    )
+    return strip + text(frame.left + frame.width // 2, frame.top + 15, frame.title, 11, "normal")
 
 
 def draw_arrow(arrow: Arrow) -> str:

@@ -151,7 +151,8 @@ def test_a_high_temperature_is_said_to_give_nonsense(capsys):
     assert list(notes.values()) == [[], [], []]
 
 
-def test_int8_weights_are_used_and_answer_the_same(capsys, monkeypatch):
+@pytest.mark.parametrize(("option", "stored"), [("--int8", torch.int8), ("--int4", torch.uint8)])
+def test_rounded_weights_are_used_and_answer_the_same(capsys, monkeypatch, option, stored):
     loaded = []
     load = qwen2vl.Qwen2VLForConditionalGeneration.from_pretrained
 
@@ -161,9 +162,10 @@ def test_int8_weights_are_used_and_answer_the_same(capsys, monkeypatch):
 
     model_class = qwen2vl.Qwen2VLForConditionalGeneration
     monkeypatch.setattr(model_class, "from_pretrained", load_and_note)
-    code, out, _ = run(capsys, "--image", EXAMPLES / "shapes.png", "--int8")
+    code, out, _ = run(capsys, "--image", EXAMPLES / "shapes.png", option)
     assert (code, out) == (0, DRAWN["shapes.png"] + "\n")
-    assert loaded[0].lm_head.weight.dtype == torch.int8
+    assert loaded[0].lm_head.weight.dtype == torch.int8  # with int4 as well
+    assert loaded[0].model.layers[0].mlp.up_proj.weight.dtype == stored
     assert loaded[0].dtype == torch.float32
 
 
