@@ -313,7 +313,8 @@ def test_each_slider_changes_the_picture_and_nothing_is_asked_of_the_network(nam
     page = browser.new_page()
     page.set_default_timeout(300_000)  # a machine that is busy with other tests
     asked = hosts_asked(page)
-    page.goto(f"{lab}/lab/tree/{name}.ipynb")
+    # In a workspace of its own: JupyterLab would open the notebooks of the last one beside it.
+    page.goto(f"{lab}/lab/workspaces/{name}/tree/{name}.ipynb")
     # As a reader does: click into the cell, and run it.
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached")
     run_first_cell(page)
