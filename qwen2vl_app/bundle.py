@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -150,8 +150,7 @@ def read_lock(file: Path) -> Lock:
         import tomllib
     else:
         import tomli as tomllib  # of the extra kit
-    lock: Lock = tomllib.loads(file.read_text(encoding="utf-8"))
-    return lock
+    return cast(Lock, tomllib.loads(file.read_text(encoding="utf-8")))
 
 
 def wheels_of(lock: Lock, python: str) -> list[Wheel]:
