@@ -20,6 +20,12 @@ export function percent(share) {
   return share > 0 ? "<\u00a00.1\u00a0%" : "0\u00a0%";
 }
 
+// What a server says, as a sentence.
+export function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.?!…]$/.test(whole) ? whole : `${whole}.`;
+}
+
 // A token as it can be seen: blanks and line ends have a sign.
 export const visible = (text) => text.replaceAll("\n", "↵").replaceAll(" ", "·") || "∅";
 
