@@ -36,7 +36,7 @@ export function boxNote(text) {
   const corners = findBoxes(text).map(({ edges: [x0, y0, x1, y1] }) => `(${x0},${y0}),(${x1},${y1})`);
   if (!corners.length) return "";
   return `The model wrote ${corners.length > 1 ? "each" : "the"} box as text, two corners: ${corners.join("; ")}. `
-    + "They are thousandths of the picture’s width and height, not pixels.";
+    + "The numbers are thousandths of the picture’s width and height, not pixels.";
 }
 
 // Lay the boxes of an answer over the canvas in the stage.

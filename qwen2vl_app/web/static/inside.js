@@ -1,7 +1,7 @@
 // Look inside: the picture in patches, the prompt in tokens, and each token of the answer.
 
-import { boxNote } from "./answers.js";
-import { element, percent, visible } from "./dom.js";
+import { findBoxes } from "./answers.js";
+import { element, mediaName, percent, visible } from "./dom.js";
 import { drawGrid, drawMap, Maps } from "./maps.js";
 import { meanings } from "./words.js";
 
@@ -42,9 +42,11 @@ export class Inside {
     this.maps = new Maps(data);
     for (const medium of data.media) medium.images = await Promise.all(medium.frames.map(loaded));
     this.section.hidden = false;
+    this.shown = mediaName(data.media.map((medium) => data.tokens.kinds[medium.first]));
     const count = data.media.reduce((sum, medium) => sum + medium.count, 0);
     this.what.textContent = `The answer “${said.replace(/<\|[a-z_]*\|>/g, " ").trim()}” came from ${data.promptLength} tokens of prompt`
-      + (count ? `, of which ${count} are the picture. ` : ". ") + boxNote(said);
+      + (count ? `, of which ${count} are ${this.shown}.` : ".")
+      + (findBoxes(said).length ? " Its numbers are corners of boxes, in thousandths of the picture’s width and height, not pixels." : "");
     const terms = meanings(data).flatMap(([word, text]) => [element("dt", {}, word), element("dd", {}, text)]);
     this.meanings.querySelector("dl").replaceChildren(...terms);
     const figures = data.media.map((medium, i) => this.patchFigure(medium, i));
@@ -129,6 +131,7 @@ export class Inside {
     const { ids, texts, kinds, positions } = this.data.tokens;
     const [time, row, column] = positions[index];
     const what = { control: "a control token, from the chat template", image: "a square of a picture", video: "a square of a clip" }[kinds[index]];
+    this.tokenFacts.classList.add("stays"); // in view, however long the prompt is
     this.tokenFacts.textContent = `Token ${index}: ${visible(texts[index])}, number ${ids[index]} of the vocabulary${what ? `, ${what}` : ""}. `
       + `Its position is time ${time}, row ${row}, column ${column}.`;
   }
@@ -141,7 +144,7 @@ export class Inside {
       const touched = event.target.closest("[data-index]");
       if (touched) this.light(Number(touched.dataset.index));
     } });
-    this.tokenFacts = element("p", { class: "facts caption stays", "aria-live": "polite" }, "Touch a token for its numbers.");
+    this.tokenFacts = element("p", { class: "facts caption", "aria-live": "polite" }, "Touch a token for its numbers.");
     for (let i = 0; i < promptLength; ) {
       const medium = media.find((one) => one.first === i);
       if (medium) {
@@ -287,10 +290,10 @@ export class Inside {
     const onPicture = media.reduce((sum, one) => sum + sumOf(weights, one.first, one.count), 0);
     const others = [...weights.keys()].filter((i) => i < promptLength + this.row && tokens.kinds[i] !== "image" && tokens.kinds[i] !== "video");
     others.sort((a, b) => weights[b] - weights[a]);
-    const named = others.slice(0, 3).map((i) => `${visible(tokens.texts[i])} ${percent(weights[i])}`).join(", ");
+    const named = others.slice(0, 3).map((i) => `“${visible(tokens.texts[i])}” ${percent(weights[i])}`).join(", ");
     const read = this.body.querySelector("#map-read");
     const text = `While it chose this token, the model spread its attention, 100\u00a0% in all, over what it had read. `
-      + (media.length ? `The picture got ${percent(onPicture)} in all. ` : "There was no picture. ")
+      + (media.length ? `Of it, ${this.shown} got ${percent(onPicture)}. ` : "There was no picture. ")
       + `Of the text most went to ${named}. Attention tells where it read from, not why.`;
     read.replaceChildren(...howTo(text).childNodes);
   }

@@ -1,7 +1,7 @@
 // The page: pictures at the left, the conversation at the right, and what is inside below.
 
 import { answerNodes, boxNote, clearBoxes, drawBoxes } from "./answers.js";
-import { byId, check, element, radios, sentence } from "./dom.js";
+import { byId, check, element, mediaName, radios, sentence } from "./dom.js";
 import { Inside } from "./inside.js";
 import { isEmpty, Pictures } from "./pictures.js";
 import * as server from "./server.js";
@@ -125,6 +125,7 @@ async function readAnswer(turn, question, asked) {
       say("");
     }
     if ("text" in event) {
+      if (!wasAnswered) say("It writes …");
       wasAnswered = true;
       said += event.text;
       turn.answer.replaceChildren(...answerNodes(said));
@@ -150,12 +151,12 @@ function addTurn(text, isAgain) {
   byId("turns").append(holder);
   holder.scrollIntoView({ block: "nearest" });
   say("It reads …");
-  return { answer, holder };
+  return { answer, holder, shown: mediaName(pictures.shown.map((item) => item.kind)) };
 }
 
 function finishTurn(turn, event, said, milliseconds) {
   const end = event.ended ? "" : " It was stopped before its end.";
-  const pictureTokens = event.mediaTokens ? `, ${event.mediaTokens} of them the picture` : "";
+  const pictureTokens = event.mediaTokens ? `, ${event.mediaTokens} of them ${turn.shown}` : "";
   say(`Read ${event.promptTokens} tokens${pictureTokens}; wrote ${event.answerTokens} `
     + `${event.answerTokens === 1 ? "token" : "tokens"} in ${(milliseconds / 1000).toFixed(1)} s.${end}`);
   if (boxNote(said)) turn.holder.append(element("p", { class: "caption" }, boxNote(said)));
@@ -272,8 +273,13 @@ function buildExamples() {
 
 async function runExample(address, name, question) {
   if (isAsking) return;
-  const blob = await (await fetch(address)).blob();
-  await withSession(() => pictures.addFile(blob, name, true));
+  setAsking(true); // nothing else is asked while it is on its way
+  try {
+    const blob = await (await fetch(address)).blob();
+    await withSession(() => pictures.addFile(blob, name, true));
+  } finally {
+    setAsking(false);
+  }
   startAnew();
   byId("question").value = question;
   await ask(false);
