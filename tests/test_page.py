@@ -413,14 +413,13 @@ def test_what_is_drawn_while_it_answers_is_sent_with_the_next_question(
     visit.draw("Circle", "red", [(0.2, 0.2), (0.5, 0.6)])
     sent = pixels(visit, "#stage canvas")
     held = []
-    visit.page.route(address_held, lambda route: held.append(route))
+    visit.page.route(address_held, lambda route: held.append(route), times=1)
     visit.page.locator("#ask").click()
     visit.page.wait_for_timeout(200)
     visit.draw("Star", "blue", [(0.6, 0.4), (0.9, 0.8)])
     shown = pixels(visit, "#stage canvas")
-    visit.page.unroute(address_held)
-    for route in held:
-        route.continue_()
+    [first] = held
+    first.continue_()
     expect(visit.page.locator("#ask")).to_be_enabled()
     assert as_pixels(media_of(conversation_of(visit, served))[0][0]) == as_pixels(sent)
     expect(visit.page.locator("#status")).to_contain_text("new conversation")
@@ -561,7 +560,7 @@ def test_a_fill_leaves_no_seam(visit):
     y, x = np.mgrid[:height, :width]
     is_inside = np.hypot((x / width - 0.5) / 0.3, (y / height - 0.5) / 0.4) < 1
     blue = image[height // 2, width // 2]
-    assert np.abs(image[is_inside] - blue).max() == 0
+    assert np.abs(image[is_inside] - blue).max() <= 2  # where strokes lie over one another
 
 
 def test_names_of_boxes_stay_inside_the_picture(visit, amount):
@@ -650,7 +649,7 @@ def test_a_finger_gets_the_numbers_of_every_token(visit):
     visit.look_inside()
     for index in (0, 20, 91, 100):
         visit.page.locator(f".chips [data-index='{index}']").tap()
-        facts = visit.page.locator(".facts").last
+        facts = visit.page.locator(".told")
         expect(facts).to_contain_text(f"Token {index}:")
         expect(facts).to_contain_text("Its position is time")
     # The percentages of the logit lens can be read without a pointer.
@@ -683,7 +682,8 @@ def test_it_opens_on_the_least_certain_token_and_says_the_largest_share(visit, e
     weights = ((maps / 255) ** 2).mean((0, 1))[least]
     [medium] = found["media"]
     most = weights[medium["first"] : medium["first"] + medium["count"]].max()
-    expect(visit.page.locator("#map-scale")).to_contain_text(f"here {100 * most:.1f}\u00a0%")
+    said = f"{100 * most:.0f}" if most >= 0.0995 else f"{100 * most:.1f}"
+    expect(visit.page.locator("#map-scale")).to_contain_text(f"here {said}\u00a0%")
 
 
 def test_a_clips_pairs_of_frames_lie_apart_and_are_named(visit):

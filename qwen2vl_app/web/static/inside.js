@@ -144,7 +144,7 @@ export class Inside {
       const touched = event.target.closest("[data-index]");
       if (touched) this.light(Number(touched.dataset.index));
     } });
-    this.tokenFacts = element("p", { class: "facts caption", "aria-live": "polite" }, "Touch a token for its numbers.");
+    this.tokenFacts = element("p", { class: "told caption", "aria-live": "polite" }, "Touch a token for its numbers.");
     for (let i = 0; i < promptLength; ) {
       const medium = media.find((one) => one.first === i);
       if (medium) {

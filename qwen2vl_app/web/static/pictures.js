@@ -159,7 +159,7 @@ export class Pictures {
     if (!item.sketch) return element("img", { src: item.frames[0].source, alt: "" });
     const [width, height] = this.size(item);
     const scale = 60 / Math.max(width, height);
-    const small = element("canvas", { width: Math.ceil(width * scale), height: Math.ceil(height * scale) });
+    const small = element("canvas", { "aria-label": item.name, width: Math.ceil(width * scale), height: Math.ceil(height * scale) });
     small.getContext("2d").drawImage(item.sketch.canvas, 0, 0, small.width, small.height);
     return small;
   }
