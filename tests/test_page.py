@@ -407,9 +407,7 @@ def test_after_a_question_that_failed_retry_keeps_the_turns_before(visit, served
 
 
 @pytest.mark.parametrize("address_held", ["**/api/ask", "**/api/media*"])
-def test_what_is_drawn_while_it_answers_is_sent_with_the_next_question(
-    visit, served, address_held
-):
+def test_what_is_drawn_while_it_answers_is_sent_with_the_next_question(visit, served, address_held):
     visit.draw("Circle", "red", [(0.2, 0.2), (0.5, 0.6)])
     sent = pixels(visit, "#stage canvas")
     held = []
