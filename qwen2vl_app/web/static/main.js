@@ -30,6 +30,7 @@ let inside;
 function notify(text) {
   byId("notice").textContent = text;
   byId("notice").hidden = !text;
+  if (text) byId("notice").scrollIntoView({ block: "nearest" });
 }
 
 // The line under the question. A change of the pictures goes before all else.
@@ -286,7 +287,11 @@ async function runExample(address, name, question) {
 }
 
 async function takeFiles(files) {
-  for (const file of files) await withSession(() => pictures.addFile(file));
+  try {
+    for (const file of files) await withSession(() => pictures.addFile(file));
+  } catch (error) {
+    throw new Error(`${sentence(error.message)} What was shown before stays.`);
+  }
 }
 
 function buildFiles() {
