@@ -287,9 +287,7 @@ def test_a_bad_file_is_said_in_one_line_and_harms_nothing(visit, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image at all")
     visit.page.locator("#file").set_input_files(bad)
-    expect(visit.page.locator("#notice")).to_contain_text(
-        "This file can't be read as an image"
-    )
+    expect(visit.page.locator("#notice")).to_contain_text("This file can't be read as an image")
     visit.problems.clear()  # the browser notes the status 400
     visit.page.locator("#examples button").first.click()
     assert visit.answer() == "A red circle and a blue star."
@@ -898,5 +896,6 @@ def test_a_conversation_that_the_server_forgot_begins_anew(visit, tiny, browser)
         assert "red" in own.ask("Describe this image.")
         page_server.sessions.by_id.clear()
         assert "red" in own.ask("Describe this image.")
+        assert own.page.locator(".asked").count() == 1  # what was forgotten isn't shown, either
         assert own.page.locator("#notice").is_hidden()
         own.context.close()
