@@ -211,7 +211,7 @@ export class Inside {
       this.words.append(element("button", { type: "button", class: "chip", click: () => this.choose(row) }, text, element("small", {}, small)));
     }
     const read = "Touch a token: everything below then shows the moment in which the model chose it. Under it stand how probable it was, "
-      + "its number in the vocabulary (#), and its position, the same on all three axes. The framed one was the least certain." + (this.data.wasCut ? " Only the beginning of this long answer is shown." : "");
+      + "its number in the vocabulary (#), and its position, the same on all three axes. At first the least certain one is framed." + (this.data.wasCut ? " Only the beginning of this long answer is shown." : "");
     this.mapHolder = element("div");
     this.lensHolder = element("div", { class: "wide" });
     this.barHolder = element("div");
