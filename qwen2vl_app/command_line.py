@@ -470,7 +470,7 @@ def run_web(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port is from 0 to 65535, not {args.port}")
     try:
-        from qwen2vl_app.web.serve import serve  # here: its libraries come with the extra
+        from qwen2vl_app.web.serve import TINY_KNOWS, serve  # its libraries come with the extra
     except ModuleNotFoundError as error:
         raise ValueError(
             f'--web needs {error.name}: pip install -e ".[web]" in this folder brings it'
@@ -479,7 +479,8 @@ def run_web(args: argparse.Namespace) -> None:
     model, processor = load_both(args)
     # Of a folder visitors see its last name only.
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
-    serve(model, processor, name, args.host, args.port, answer_settings(args))
+    knows = TINY_KNOWS if args.model == "tiny" else ""
+    serve(model, processor, name, args.host, args.port, answer_settings(args), knows)
 
 
 def check_output_options(args: argparse.Namespace) -> None:

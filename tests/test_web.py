@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,78 @@ def test_a_clip_is_answered_about(visitor):
     assert events[-1]["done"] and events[-1]["mediaTokens"] > 0
 
 
+def test_the_frames_of_a_clip_are_those_that_the_model_sees(visitor):
+    """Their number and pixels are those of the processor, and their times those of the clip."""
+    clip = (EXAMPLES / "moving.mp4").read_bytes()
+    facts = visitor.upload(clip, "video").json()
+    assert [frame["time"] for frame in facts["frames"]] == [0, 0.5, 1, 1.5, 2, 2.5]
+    visitor.ask("Which way does the yellow circle move?", [facts["id"]])
+    [medium] = visitor.inside(1)["media"]
+    assert 2 * medium["grid"][0] == len(facts["frames"])
+    # Inside, the first frame of each pair is shown.
+    for frame, other in zip(facts["frames"][::2], medium["frames"], strict=True):
+        images = []
+        for source in (frame["source"], other):
+            content = base64.b64decode(source.partition(",")[2])
+            images.append(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int))
+        assert np.abs(images[0] - images[1]).max() <= 1
+    example = visitor.client.get("/api/frames/moving.mp4").json()
+    assert example["frames"] == facts["frames"]
+    for name in ("shapes.png", "none.mp4", "..%2f..%2fserver.py"):
+        assert visitor.client.get(f"/api/frames/{name}").status_code == 404
+
+
+def test_frames_of_clips_of_many_codecs_and_lengths_are_shown(visitor, amount):
+    """Whatever a browser could not play: each frame is a PNG of at most 160 pixels a side."""
+    rng = random.Random(23)
+    for i in range(amount(10, 60)):
+        codec, suffix = rng.choice([("mpeg4", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm"),
+                                    ("mjpeg", "avi"), ("ffv1", "mkv")])  # fmt: skip
+        count, rate = rng.randint(1, 40), rng.choice([1, 5, 12, 30])
+        size = (rng.randrange(56, 400, 2), rng.randrange(56, 400, 2))
+        content = clip_of(codec, suffix, count, rate, size)
+        response = visitor.upload(content, "video")
+        what = f"{i}: {codec}, {count} frames, {rate} a second, {size}"
+        assert response.status_code == 200, (what, response.text)
+        frames = response.json()["frames"]
+        times = [frame["time"] for frame in frames]
+        assert 1 <= len(frames) <= min(count, limits.MAX_CLIP_FRAMES), what
+        assert times == sorted(times) and times[0] == 0 and times[-1] <= count / rate, what
+        for frame in frames:
+            data = base64.b64decode(frame["source"].removeprefix("data:image/png;base64,"))
+            assert max(Image.open(io.BytesIO(data)).size) <= 160, what
+
+
+def clip_of(codec: str, suffix: str, count: int, rate: int, size: tuple[int, int]) -> bytes:
+    """A clip of grey frames that get brighter."""
+    written = io.BytesIO()
+    formats = {"avi": "avi", "mkv": "matroska", "webm": "webm", "mp4": "mp4"}
+    with av.open(written, "w", format=formats[suffix]) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for i in range(count):
+            image = Image.new("RGB", size, (6 * i, 6 * i, 6 * i))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return written.getvalue()
+
+
+def test_what_the_embedded_model_knows_is_said_of_no_other(tiny, monkeypatch):
+    """By --model and not by the name that is shown, which is that of any folder."""
+    told = {}
+
+    def note(model, processor, name, host, port, settings, knows):
+        told[name] = knows
+
+    monkeypatch.setattr("qwen2vl_app.web.serve.serve", note)
+    assert main(["--web"]) == 0
+    assert "coloured shapes" in told.pop("tiny")
+    folder = EXAMPLES.parent / "tiny" / "checkpoint"
+    assert main(["--web", "--model", str(folder)]) == 0
+    assert told == {"checkpoint": ""}
+
+
 def test_the_answer_comes_in_pieces_and_its_costs_are_counted(visitor, tiny):
     events = visitor.events("Describe this image.", [visitor.upload(SHAPES).json()["id"]])
     assert sum("text" in event for event in events) > 3
@@ -124,6 +197,47 @@ def test_a_retry_answers_the_same_conversation_again(visitor, served):
     assert again == first
     messages = served[1].sessions.by_id[visitor.session].conversation.messages
     assert len(messages) == 4
+
+
+def test_a_retry_leaves_the_conversation_as_if_it_was_the_first_answer(served, amount):
+    """Pictures and clips, turns before, how often, and other settings than at first."""
+    rng = random.Random(11)
+    clip = (EXAMPLES / "moving.mp4").read_bytes()
+    files = [("image", SHAPES), ("image", red_circle()), ("image", red_circle(224))]
+    files.append(("video", clip))
+    questions = ["Describe this image.", "What colour is the star?", "How many objects do you see?"]
+    for i in range(amount(12, 120)):
+        shown = rng.sample(files, rng.randint(0, 3))
+        asked = questions[: rng.randint(1, 3)]
+        settings = rng.choice([{}, {"maxPixels": 12544}, {"maxNewTokens": 4}])
+        what = f"{i}: {[kind for kind, _ in shown]}, {len(asked)} turns, {settings}"
+        # One visitor asks once with these settings, the other one again with them.
+        visitors = [Visitor(served[0]), Visitor(served[0])]
+        for number, one in enumerate(visitors):
+            keys = [one.upload(content, kind).json()["id"] for kind, content in shown]
+            for turn, question in enumerate(asked):
+                is_last = turn == len(asked) - 1
+                own = settings if is_last and number == 0 else {}
+                one.events(question, keys if turn == 0 else None, **own)
+        for _ in range(rng.randint(1, 2)):
+            visitors[1].events(asked[-1], isRetry=True, **settings)
+        # What they are told next is the same, and so are their conversations.
+        ends = [one.events("Describe this image.") for one in visitors]
+        for events in ends:
+            events[:] = [event for event in events if "place" not in event]  # in the queue
+        assert ends[0] == ends[1], what
+        kept = [served[1].sessions.by_id[one.session].conversation for one in visitors]
+        assert kept[0].messages == kept[1].messages, what
+
+
+def test_a_retry_may_name_other_pictures(visitor):
+    keys = [visitor.upload(red_circle(size)).json()["id"] for size in (112, 224)]
+    counts = [visitor.events("Describe this image.", [keys[0]])[-1]["mediaTokens"]]
+    for media in (None, [keys[1]], None):
+        fields = {} if media is None else {"media": media}
+        done = visitor.events("Describe this image.", isRetry=True, **fields)[-1]
+        counts.append(done["mediaTokens"])
+    assert counts == [16, 16, 64, 64]
 
 
 def test_fewer_pixels_cost_fewer_tokens(visitor):
@@ -559,7 +673,7 @@ def test_errors_reach_the_openai_client_as_its_own(client):
     for url in ("http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "ftp://x/y"):
         with pytest.raises(openai.BadRequestError, match="no address is fetched"):
             create(model="tiny", messages=image_messages("a", url))
-    with pytest.raises(openai.BadRequestError, match="no image that can be read"):
+    with pytest.raises(openai.BadRequestError, match="can't be read as an image"):
         create(model="tiny", messages=image_messages("a", image_uri(b"no image")))
     for option in ({"n": 2}, {"frequency_penalty": 1.0}, {"logprobs": True}, {"tools": [{}]}):
         with pytest.raises(openai.BadRequestError, match=next(iter(option))):

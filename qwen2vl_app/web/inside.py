@@ -67,6 +67,7 @@ def look_inside(conversation: Conversation, turn: int, job: Job) -> dict[str, ob
         "layers": config.num_hidden_layers,
         "heads": read.maps.shape[1],
         "allHeads": config.num_attention_heads,
+        "vocabulary": config.vocab_size,
         "maps": base64.b64encode(read.maps.tobytes()).decode(),
         "lens": read.lens,
         "candidates": candidates(processor, read.logits),

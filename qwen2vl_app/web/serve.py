@@ -15,6 +15,11 @@ from qwen2vl import Qwen2VLForConditionalGeneration
 from qwen2vl_app.web.limits import MAX_CONNECTIONS
 from qwen2vl_app.web.server import PageServer
 
+# Of the embedded checkpoint; others know more than a line can say.
+TINY_KNOWS = (
+    "This small model knows only coloured shapes, short words and numbers; ask it about those."
+)
+
 
 def serve(
     model: Qwen2VLForConditionalGeneration,
@@ -23,10 +28,12 @@ def serve(
     host: str,
     port: int,
     settings: dict[str, object],
+    knows: str = "",
 ) -> None:
     """Serve the page until Ctrl-C. OSError if the port is taken.
 
     name: of the model, as the page shows it. settings: of `model.stream`, where the page sets none.
+    knows: what a small model can be asked about.
     """
     # The command line lets a closed pipe end the process; here that would be any visitor who
     # hangs up.
@@ -36,7 +43,7 @@ def serve(
     port = listener.getsockname()[1]  # of port 0 the one that was free
     join = join_address(host, port)
     svg = "" if join is None else qr_svg(join)
-    server = PageServer(model, processor, name, settings, join, svg)
+    server = PageServer(model, processor, name, settings, join, svg, knows)
     print_addresses(host, port, join)
     config = uvicorn.Config(
         server.app(),

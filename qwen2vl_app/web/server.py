@@ -4,6 +4,7 @@
     POST /api/hello      a session, and what the page must know
     POST /api/media      an image or clip, as it is in its file
     GET  /api/cost       what an image of some size costs in tokens
+    GET  /api/frames/NAME  the frames that the model sees of an example clip
     POST /api/ask        a question; the answer comes as lines of JSON while it is generated
     POST /api/stop       ends the answer that is being computed
     POST /api/inside     what is looked into after an answer
@@ -30,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLForConditionalGeneration
+from qwen2vl_app.web.clips import frames_shown
 from qwen2vl_app.web.inside import look_inside
 from qwen2vl_app.web.limits import (
     MAX_IMAGE_BYTES,
@@ -51,7 +53,7 @@ from qwen2vl_app.web.requests import (
     texts_of,
 )
 from qwen2vl_app.web.sessions import Question, Session, Sessions
-from qwen2vl_app.web.uploads import MAX_BYTES, check_upload, count_tokens
+from qwen2vl_app.web.uploads import MAX_BYTES, Upload, check_upload, count_tokens
 from qwen2vl_app.web.workers import Event, Job, Workers
 
 STATIC = Path(__file__).parent / "static"
@@ -109,9 +111,11 @@ class PageServer:
         settings: dict[str, object] | None = None,
         join: str | None = None,
         join_svg: str = "",
+        knows: str = "",
     ) -> None:
         """name: of the model, as it is shown. settings: of `model.stream`, where the page sets
-        none. join: the address for phones, if it is served to any; join_svg: its QR code.
+        none. join: the address for phones, if it is served to any; join_svg: its QR code. knows:
+        what a small model can be asked about, a line beside the question.
         """
         self.model = model
         self.processor = processor
@@ -119,6 +123,7 @@ class PageServer:
         self.settings = settings or {}
         self.join = join
         self.join_svg = join_svg
+        self.knows = knows
         self.sessions = Sessions(model, processor)
         num_parameters = sum(p.numel() for p in model.parameters())
         is_small = num_parameters < SMALL_MODEL and model.device.type == "cpu"
@@ -134,6 +139,7 @@ class PageServer:
             Route("/api/hello", self.hello, methods=["POST"]),
             Route("/api/media", self.add_media, methods=["POST"]),
             Route("/api/cost", self.cost),
+            Route("/api/frames/{name}", self.example_frames),
             Route("/api/ask", self.ask, methods=["POST"]),
             Route("/api/stop", self.stop, methods=["POST"]),
             Route("/api/inside", self.inside, methods=["POST"]),
@@ -171,17 +177,20 @@ class PageServer:
         facts = {
             "session": self.sessions.new().id,
             "model": self.name,
+            "knows": self.knows,
             "context": config.max_position_embeddings,
             "tokenSide": token_side,
             "minPixels": image_processor.min_pixels,
             "maxPixels": image_processor.max_pixels,
             "maxNewTokens": MAX_NEW_TOKENS,
             "temperature": self.settings.get("temperature") or 0,
+            "topP": self.settings.get("top_p") or 1,
             "longest": self.settings.get("max_new_tokens") or MAX_NEW_TOKENS,
             "maxMedia": MAX_MEDIA,
             "maxQuestion": MAX_QUESTION,
             "join": self.join,
-            "notebooks": NOTEBOOKS.is_dir(),
+            # Their bytes, by name: none in a wheel.
+            "notebooks": {path.stem: path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb")},
         }
         return JSONResponse(facts)
 
@@ -229,7 +238,7 @@ class PageServer:
         return integer_of(fields, "maxPixels", limits.min_pixels, limits.max_pixels)
 
     async def add_media(self, request: Request) -> Response:
-        """Keep an uploaded file: its id, size, and cost."""
+        """Keep an uploaded file: its id and size; of an image its cost, of a clip its frames."""
         session = self.sessions.find(request.query_params.get("session"))
         kind = request.query_params.get("kind", "")
         content = await read_body(request, MAX_BYTES.get(kind, MAX_IMAGE_BYTES))
@@ -237,8 +246,28 @@ class PageServer:
         facts: dict[str, object] = {"kind": kind, "width": upload.width, "height": upload.height}
         if kind == "image":
             facts["cost"] = self.tokens_for(upload.width, upload.height, None)
+        else:
+            facts["frames"] = await self.frames_of(upload)
         facts["id"] = session.add(upload)
         return JSONResponse(facts)
+
+    async def frames_of(self, upload: Upload) -> list[dict[str, object]]:
+        """The frames that the model sees of a clip; Refused if it can't be decoded."""
+        try:
+            return await anyio.to_thread.run_sync(
+                frames_shown, self.processor, upload, limiter=self.decoders
+            )
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    async def example_frames(self, request: Request) -> Response:
+        """The frames of an example clip, for its button."""
+        name = request.path_params["name"]
+        known = {path.name: path for path in (STATIC / "examples").glob("*.mp4")}
+        if name not in known:
+            raise Refused("there is no such clip here", 404)
+        upload = check_upload("video", known[name].read_bytes())
+        return JSONResponse({"frames": await self.frames_of(upload)})
 
     # ---------------------------------------------------------------------------------- questions
 

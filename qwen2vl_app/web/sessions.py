@@ -26,9 +26,9 @@ class Question:
     """What the page sends to ask: a text, images by their ids, and settings."""
 
     text: str
-    uploads: list[Upload]  # of a new conversation; in one that goes on there are none
+    uploads: list[Upload]  # new ones: in a conversation that goes on there are none
     is_new: bool  # begin anew
-    is_retry: bool  # take back the last question and its answer before
+    is_retry: bool  # answer the last question once more: its images stay, unless others are named
     max_pixels: int | None
     settings: dict[str, object]  # of `model.stream`
 
@@ -44,6 +44,7 @@ class Session:
         self.conversation = Conversation(model, processor)
         self.uploads: dict[str, Upload] = {}
         self.length_before = 0  # messages, before the last question
+        self.last_uploads: list[Upload] = []  # of the last question
         self.job: Job | None = None
         self.last_used = time.monotonic()
 
@@ -89,13 +90,17 @@ class Session:
     def tokens(self, question: Question) -> Iterator[Tensor]:
         """The tokens of the answer to a question. Called in a thread."""
         conversation = self.conversation
+        uploads = question.uploads
         if question.is_new:
             conversation.reset()
         elif question.is_retry:
+            # As if it had not been asked yet, so with the images that came with it.
             del conversation.messages[self.length_before :]
+            uploads = uploads or self.last_uploads
         self.length_before = len(conversation.messages)
+        self.last_uploads = uploads
         # Images come before the text, as in the official examples.
-        content: list[Item] = [one.item(question.max_pixels) for one in question.uploads]
+        content: list[Item] = [one.item(question.max_pixels) for one in uploads]
         content.append({"type": "text", "text": question.text})
         return conversation.tokens(content, **question.settings)
 

@@ -69,7 +69,7 @@ def check_image(content: bytes) -> Upload:
     except Image.DecompressionBombError:
         raise Refused(f"the image has over {MAX_IMAGE_PIXELS} pixels", 413) from None
     except Exception:  # Pillow's readers raise a dozen types for broken files
-        raise Refused("the file is no image that can be read here") from None
+        raise Refused("this file can't be read as an image: try PNG, JPEG, WebP or GIF") from None
     if width * height > MAX_IMAGE_PIXELS:
         raise Refused(f"the image has {width} x {height} pixels, over {MAX_IMAGE_PIXELS}", 413)
     image = load_image(content)  # damage inside it is found now; upright, so sides may swap
@@ -84,7 +84,7 @@ def check_clip(content: bytes) -> Upload:
             width, height = stream.width, stream.height
             length = opened.container.duration or 0
     except av.FFmpegError:
-        raise Refused("the file is no clip that can be read here") from None
+        raise Refused("this file can't be read as a clip: try MP4 or WebM") from None
     if width * height > MAX_CLIP_PIXELS:
         raise Refused(f"the clip has {width} x {height} pixels, over {MAX_CLIP_PIXELS}", 413)
     if length / av.time_base > MAX_CLIP_SECONDS:

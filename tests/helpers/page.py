@@ -10,7 +10,7 @@ import uvicorn
 
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLForConditionalGeneration
-from qwen2vl_app.web.serve import open_port
+from qwen2vl_app.web.serve import TINY_KNOWS, open_port
 from qwen2vl_app.web.server import PageServer
 
 
@@ -20,7 +20,8 @@ def serving(
 ) -> Iterator[tuple[str, PageServer]]:
     """The address of a server that runs as long as the block, and its state."""
     listener = open_port("127.0.0.1", 0)
-    page_server = PageServer(model, processor, name)
+    knows = TINY_KNOWS if name == "tiny" else ""
+    page_server = PageServer(model, processor, name, knows=knows)
     config = uvicorn.Config(
         page_server.app(), log_level="warning", ws="none", timeout_graceful_shutdown=1
     )

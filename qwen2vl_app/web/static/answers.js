@@ -31,6 +31,14 @@ export function answerNodes(text) {
   return nodes;
 }
 
+// Where the numbers of its boxes come from; "" if an answer has none.
+export function boxNote(text) {
+  const corners = findBoxes(text).map(({ edges: [x0, y0, x1, y1] }) => `(${x0},${y0}),(${x1},${y1})`);
+  if (!corners.length) return "";
+  return `The model wrote ${corners.length > 1 ? "each" : "the"} box as text, two corners: ${corners.join("; ")}. `
+    + "The numbers are thousandths of the picture’s width and height, not pixels.";
+}
+
 // Lay the boxes of an answer over the canvas in the stage.
 export function drawBoxes(stage, text) {
   clearBoxes(stage);
@@ -43,8 +51,14 @@ export function drawBoxes(stage, text) {
     const [top, bottom] = [Math.min(y0, y1), Math.max(y0, y1)];
     const frame = element("div", { class: "box" }, element("span", {}, box.name));
     frame.style.cssText = `left:${left / 10}%;top:${top / 10}%;width:${(right - left) / 10}%;height:${(bottom - top) / 10}%;border-color:${box.colour}`;
-    frame.firstChild.style.background = box.colour;
+    const name = frame.firstChild;
+    name.style.background = box.colour;
     if (top < 90) frame.classList.add("inner"); // its name would leave the picture
+    // The name begins or ends with the box, where it has more room, and takes no more than that.
+    const isEnding = right > 1000 - left;
+    if (isEnding) frame.classList.add("ending");
+    const room = isEnding ? right : 1000 - left;
+    name.style.maxWidth = `${(100 * room) / Math.max(1, right - left)}%`;
     stage.append(frame);
   }
   return boxes.length;

@@ -15,9 +15,22 @@ export function element(name, attributes = {}, ...children) {
 export const byId = (id) => document.getElementById(id);
 
 export function percent(share) {
+  if (share >= 0.995 && share < 0.9995) return `${(100 * share).toFixed(1)}\u00a0%`;
   if (share >= 0.0995) return `${Math.round(100 * share)}\u00a0%`;
   if (share >= 0.001) return `${(100 * share).toFixed(1)}\u00a0%`;
   return share > 0 ? "<\u00a00.1\u00a0%" : "0\u00a0%";
+}
+
+// What a server says, as a sentence.
+export function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.?!…]$/.test(whole) ? whole : `${whole}.`;
+}
+
+// What was shown, by the kinds of each: "image" or "video".
+export function mediaName(kinds) {
+  if (kinds.length > 1) return kinds.includes("video") ? "the pictures and clips" : "the pictures";
+  return kinds[0] === "video" ? "the clip" : "the picture";
 }
 
 // A token as it can be seen: blanks and line ends have a sign.

@@ -1,9 +1,9 @@
 // The page: pictures at the left, the conversation at the right, and what is inside below.
 
-import { answerNodes, clearBoxes, drawBoxes } from "./answers.js";
-import { byId, check, element, radios } from "./dom.js";
+import { answerNodes, boxNote, clearBoxes, drawBoxes } from "./answers.js";
+import { byId, check, element, mediaName, radios, sentence } from "./dom.js";
 import { Inside } from "./inside.js";
-import { Pictures } from "./pictures.js";
+import { isEmpty, Pictures } from "./pictures.js";
 import * as server from "./server.js";
 import { COLOURS, pen, TOOLS } from "./sketch.js";
 
@@ -20,6 +20,8 @@ const SIGNS = { pen: "Pen", fill: "Fill", circle: "●", square: "■", triangle
 let shownBefore = null; // which pictures the conversation is about; null: there is none
 let isAsking = false;
 let lastQuestion = "";
+let wasAnswered = false; // the last question: then it is in the server's conversation
+let hint; // stands where the first answer will
 let pictures;
 let inside;
 
@@ -28,6 +30,17 @@ let inside;
 function notify(text) {
   byId("notice").textContent = text;
   byId("notice").hidden = !text;
+  if (text) byId("notice").scrollIntoView({ block: "nearest" });
+}
+
+// The line under the question. A change of the pictures goes before all else.
+let statusText = "";
+function say(text = statusText) {
+  statusText = text;
+  const isChanged = shownBefore !== null && shownBefore !== pictures.state;
+  byId("status").textContent = isChanged
+    ? "The pictures have changed: your next question begins a new conversation, and this one goes." : text;
+  byId("status").classList.toggle("warning", isChanged);
 }
 
 async function guarded(work) {
@@ -35,7 +48,7 @@ async function guarded(work) {
     notify("");
     await work();
   } catch (error) {
-    notify(error.message === "Failed to fetch" ? "The server does not answer: is it still running?" : error.message);
+    notify(sentence(error.message));
   }
 }
 
@@ -58,6 +71,7 @@ function settings() {
   return {
     maxPixels: maxPixels(),
     temperature: Number(byId("temperature").value),
+    topP: Number(byId("top-p").value),
     maxNewTokens: Number(byId("longest").value),
   };
 }
@@ -69,70 +83,96 @@ async function ask(isRetry) {
   setAsking(true);
   try {
     await withSession(() => askOnce(text, isRetry));
+  } catch (error) {
+    byId("question").value ||= isRetry ? "" : text; // it can be sent again
+    throw error;
   } finally {
     setAsking(false);
+    drawCrowd();
   }
 }
 
 async function askOnce(text, isRetry) {
-  const isNew = shownBefore === null || shownBefore !== pictures.state;
-  const media = isNew ? await pictures.ids() : [];
-  byId("empty")?.remove();
-  if (isNew && shownBefore !== null) byId("turns").replaceChildren();
-  if (isRetry && !isNew) byId("turns").lastElementChild?.remove();
-  const turn = addTurn(text, isRetry && !isNew);
-  let said = "";
-  let isStarted = false;
+  const asked = pictures.state; // what is drawn while it answers was not sent
+  const isNew = shownBefore !== asked;
+  const media = isNew ? await pictures.ids() : []; // in one that goes on the server has them
+  if (isNew) {
+    shownBefore = null;
+    byId("turns").replaceChildren();
+  }
+  const isAgain = isRetry && !isNew;
+  const question = { text, media, isNew, isRetry: isAgain && wasAnswered, ...settings() };
+  const turn = addTurn(text, isAgain);
+  wasAnswered = false;
+  if (!isRetry) byId("question").value = "";
   clearBoxes(byId("stage"));
-  const question = { text, media, isNew, isRetry: isRetry && !isNew, ...settings() };
-  byId("question").value = "";
+  try {
+    await readAnswer(turn, question, asked);
+  } finally {
+    turn.answer.classList.remove("waits");
+    if (!turn.holder.innerText) turn.answer.textContent = "(stopped)";
+    if (wasAnswered) shownBefore = asked;
+    say();
+  }
+}
+
+async function readAnswer(turn, question, asked) {
+  let said = "";
   const began = performance.now();
   await server.ask(question, (event) => {
-    if ("place" in event) byId("status").textContent = waitingText(event.place);
+    if ("place" in event) say(waitingText(event.place));
     if ("error" in event) {
-      turn.answer.textContent = event.error;
-      turn.answer.classList.add("fault");
+      turn.holder.append(element("p", { class: "fault" }, sentence(event.error)));
+      say("");
     }
     if ("text" in event) {
-      isStarted = true;
+      if (!wasAnswered) say("It writes …");
+      wasAnswered = true;
       said += event.text;
       turn.answer.replaceChildren(...answerNodes(said));
       turn.holder.scrollIntoView({ block: "nearest" });
     }
-    if (event.done) finishTurn(turn, event, said, performance.now() - began);
+    if (event.done) {
+      wasAnswered = true;
+      finishTurn(turn, event, said, performance.now() - began);
+      if (pictures.state === asked) drawBoxes(byId("stage").firstElementChild, said);
+    }
   });
-  turn.answer.classList.remove("waits");
-  if (isStarted) shownBefore = pictures.state;
-  else if (!turn.answer.textContent) turn.answer.textContent = "(stopped)";
 }
 
 const waitingText = (place) => (place > 0 ? `${place} before you in the queue …` : "It reads …");
 
-function addTurn(text, isRetry) {
+// isAgain: the last question stays, and its answer goes.
+function addTurn(text, isAgain) {
   const answer = element("p", { class: "answer waits" });
   const holder = element("div", { class: "said" }, answer);
-  if (!isRetry) byId("turns").append(element("div", { class: "asked" }, text));
+  hint.remove();
+  if (isAgain) byId("turns").lastElementChild.remove();
+  else byId("turns").append(element("div", { class: "asked" }, text));
   byId("turns").append(holder);
   holder.scrollIntoView({ block: "nearest" });
-  byId("status").textContent = "It reads …";
-  return { answer, holder };
+  say("It reads …");
+  return { answer, holder, shown: mediaName(pictures.shown.map((item) => item.kind)) };
 }
 
 function finishTurn(turn, event, said, milliseconds) {
   const end = event.ended ? "" : " It was stopped before its end.";
-  const pictureTokens = event.mediaTokens ? `, ${event.mediaTokens} of them the picture` : "";
-  byId("status").textContent = `Read ${event.promptTokens} tokens${pictureTokens}; wrote ${event.answerTokens}. `
-    + `${(milliseconds / 1000).toFixed(1)} s.${end}`;
-  drawBoxes(byId("stage").firstElementChild, said);
+  const pictureTokens = event.mediaTokens ? `, ${event.mediaTokens} of them ${turn.shown}` : "";
+  say(`Read ${event.promptTokens} tokens${pictureTokens}; wrote ${event.answerTokens} `
+    + `${event.answerTokens === 1 ? "token" : "tokens"} in ${(milliseconds / 1000).toFixed(1)} s.${end}`);
+  if (boxNote(said)) turn.holder.append(element("p", { class: "caption" }, boxNote(said)));
   const button = element("button", { type: "button", click: () => guarded(() => lookInside(event.turn, said)) }, "Look inside");
   turn.holder.append(button);
   if (inside.isOpen) guarded(() => lookInside(event.turn, said, true));
-  drawCrowd();
 }
 
+// isQuiet: the page stays where it is.
 async function lookInside(turn, said, isQuiet) {
-  inside.show(await server.inside(turn), said);
-  if (!isQuiet) byId("inside").scrollIntoView({ behavior: "smooth" });
+  await inside.show(await server.inside(turn), said);
+  if (isQuiet) return;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  byId("inside-title").focus({ preventScroll: true });
+  byId("inside").scrollIntoView({ behavior: isCalm ? "auto" : "smooth" });
 }
 
 function setAsking(flag) {
@@ -147,8 +187,9 @@ function setAsking(flag) {
 function startAnew() {
   shownBefore = null;
   lastQuestion = "";
-  byId("turns").replaceChildren();
-  byId("status").textContent = "";
+  byId("turns").replaceChildren(hint);
+  const { length } = pictures.shown;
+  say(length ? `A new conversation, about the same ${length === 1 ? "picture" : `${length} pictures`}.` : "");
   clearBoxes(byId("stage"));
   inside.hide();
   setAsking(false);
@@ -167,6 +208,7 @@ function drawSettings() {
   const side = server.facts.tokenSide;
   byId("detail-out").textContent = Math.floor(maxPixels() / side ** 2);
   byId("temperature-out").textContent = Number(byId("temperature").value).toFixed(1);
+  byId("top-p-out").textContent = Number(byId("top-p").value).toFixed(2);
   byId("longest-out").textContent = byId("longest").value;
 }
 
@@ -174,19 +216,19 @@ let costNumber = 0;
 async function drawCost() {
   const number = ++costNumber;
   const item = pictures.current;
-  if (shownBefore !== null && shownBefore !== pictures.state) {
-    byId("status").textContent = "The pictures have changed: your next question begins a new conversation.";
-  }
+  say();
   const size = pictures.size(item);
   if (!size) {
-    byId("cost").textContent = "A clip: the model sees some of its frames, in pairs.";
+    const { length } = item.frames;
+    byId("cost").textContent = `These ${length} frames are all that the model sees of the clip: ${Math.ceil(length / 2)} pairs.`;
     return;
   }
   const [width, height] = item.uploaded ? [item.uploaded.width, item.uploaded.height] : size;
   const cost = await server.cost(width, height, maxPixels());
   if (number !== costNumber) return; // a later one was asked for meanwhile
   const how = cost.width === width && cost.height === height ? "kept as it is" : `resized to ${cost.width} × ${cost.height}`;
-  byId("cost").textContent = `${width} × ${height} pixels, ${how} → ${cost.patches} patches → ${cost.tokens} tokens for the model.`;
+  byId("cost").textContent = `${width} × ${height} pixels, ${how} → ${cost.patches} patches → ${cost.tokens} tokens for the model.`
+    + (isEmpty(item) ? " An empty drawing is not sent." : "");
 }
 
 // ---------------------------------------------------------------------------------- the pieces
@@ -222,25 +264,34 @@ function buildExamples() {
   for (const [file, question] of EXAMPLES) {
     const address = `/static/examples/${file}`;
     const isClip = file.endsWith(".mp4");
-    const picture = isClip ? element("span", {}, "▶ clip") : element("img", { src: address, alt: "" });
+    const picture = element("img", { src: isClip ? null : address, alt: "" });
+    if (isClip) guarded(async () => (picture.src = (await server.frames(file))[0].source));
     byId("examples").append(element("button", {
       type: "button", click: () => guarded(() => runExample(address, file, question)),
-    }, picture, question));
+    }, element("span", { class: isClip ? "clip" : "" }, picture), question));
   }
 }
 
 async function runExample(address, name, question) {
   if (isAsking) return;
-  const blob = await (await fetch(address)).blob();
+  setAsking(true); // nothing else is asked while it is on its way
+  try {
+    const blob = await (await fetch(address)).blob();
+    await withSession(() => pictures.addFile(blob, name, true));
+  } finally {
+    setAsking(false);
+  }
   startAnew();
-  pictures.items = [];
-  await withSession(() => pictures.addFile(blob, name));
   byId("question").value = question;
   await ask(false);
 }
 
 async function takeFiles(files) {
-  for (const file of files) await withSession(() => pictures.addFile(file));
+  try {
+    for (const file of files) await withSession(() => pictures.addFile(file));
+  } catch (error) {
+    throw new Error(`${sentence(error.message)} What was shown before stays.`);
+  }
 }
 
 function buildFiles() {
@@ -282,7 +333,7 @@ function buildForm() {
   byId("stop").addEventListener("click", () => guarded(() => server.stop()));
   byId("retry").addEventListener("click", () => guarded(() => ask(true)));
   byId("new").addEventListener("click", startAnew);
-  for (const id of ["detail", "temperature", "longest"]) {
+  for (const id of ["detail", "temperature", "top-p", "longest"]) {
     byId(id).addEventListener("input", () => {
       drawSettings();
       if (id === "detail") guarded(drawCost);
@@ -306,7 +357,8 @@ async function drawCrowd() {
   if (document.hidden) return;
   try {
     const { running, waiting } = await server.state();
-    byId("crowd").textContent = running ? `answering ${running}, waiting ${waiting}` : "";
+    const answered = running === 1 ? "1 question is being answered" : `${running} questions are being answered`;
+    byId("crowd").textContent = running ? `${answered}${waiting ? `, ${waiting} waiting` : ""}` : "";
   } catch {
     byId("crowd").textContent = "the server does not answer";
   }
@@ -314,9 +366,12 @@ async function drawCrowd() {
 
 async function start() {
   await server.hello();
+  hint = byId("empty");
   byId("model").textContent = server.facts.model;
+  byId("knows").textContent = server.facts.knows;
+  byId("knows").hidden = !server.facts.knows;
   document.title = `${server.facts.model} · ask, draw, and see what it sees`;
-  inside = new Inside(byId("inside"), byId("inside-body"), byId("inside-what"), server.facts);
+  inside = new Inside(byId("inside"), byId("inside-body"), byId("inside-what"), byId("words"), server.facts);
   pictures = new Pictures(() => guarded(drawCost));
   buildTools();
   buildExamples();
@@ -324,6 +379,7 @@ async function start() {
   buildForm();
   buildJoin();
   byId("temperature").value = server.facts.temperature;
+  byId("top-p").value = server.facts.topP;
   byId("longest").value = server.facts.longest;
   drawSettings();
   pictures.addDrawing();

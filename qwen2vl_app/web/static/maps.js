@@ -67,26 +67,15 @@ function line(context, x0, y0, x1, y1) {
   context.lineTo(x1, y1);
 }
 
-// The picture under a veil that is thin where the model looked. Of a clip all pairs of frames.
-export function drawMap(canvas, medium, weights, data) {
+// A frame under a veil that is thin where the model looked: `most` is the share without a veil.
+export function drawMap(canvas, medium, frame, weights, most, data) {
   const [context, factor] = prepare(canvas, medium);
   const [h, w] = [medium.grid[1] / data.merge, medium.grid[2] / data.merge];
-  const own = weights.slice(medium.first, medium.first + medium.count);
-  const most = Math.max(...own, 1e-9);
-  const count = medium.images.length;
-  const columns = Math.min(count, 4);
-  const [height, width] = [medium.height * factor, medium.width * factor];
-  canvas.width = width * columns;
-  canvas.height = height * Math.ceil(count / columns);
-  context.imageSmoothingEnabled = false;
+  context.drawImage(medium.images[frame], 0, 0, canvas.width, canvas.height);
   const side = data.patch * data.merge * factor;
-  for (let frame = 0; frame < count; frame++) {
-    const [left, top] = [(frame % columns) * width, Math.floor(frame / columns) * height];
-    context.drawImage(medium.images[frame], left, top, width, height);
-    for (let i = 0; i < h * w; i++) {
-      const share = own[frame * h * w + i] / most;
-      context.fillStyle = `rgb(16 13 11 / ${0.88 * (1 - share)})`;
-      context.fillRect(left + (i % w) * side, top + Math.floor(i / w) * side, side, side);
-    }
+  for (let i = 0; i < h * w; i++) {
+    const share = weights[medium.first + frame * h * w + i] / Math.max(most, 1e-9);
+    context.fillStyle = `rgb(16 13 11 / ${0.88 * (1 - share)})`;
+    context.fillRect((i % w) * side, Math.floor(i / w) * side, side, side);
   }
 }

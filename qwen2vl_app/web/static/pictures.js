@@ -6,6 +6,7 @@ import * as server from "./server.js";
 import { Sketch } from "./sketch.js";
 
 const DRAWING = [448, 336];
+const CLIP_NAME = /\.(mp4|m4v|mov|webm|mkv|avi)$/i; // some systems know no type for these files
 
 export class Pictures {
   // changed: called whenever what the model would be shown is another.
@@ -35,22 +36,24 @@ export class Pictures {
   }
 
   // A file, as it came from a picker, the clipboard or a drop. The model gets it as it is.
-  async addFile(file, name) {
-    const kind = file.type.startsWith("video/") ? "video" : "image";
+  // isAlone: it takes the place of all others.
+  async addFile(file, name = file.name || "", isAlone = false) {
+    const isClip = file.type.startsWith("video/") || (!file.type && CLIP_NAME.test(name));
+    const kind = isClip ? "video" : "image";
     const uploaded = await server.upload(kind, file); // what it can't read is said now
-    const item = { kind, file, name: name || file.name || kind };
-    const address = URL.createObjectURL(file);
-    if (kind === "video") {
-      item.element = element("video", { src: address, controls: true, muted: true, loop: true, playsinline: true });
+    const item = { kind, file, name: name || kind };
+    if (isClip) {
+      item.frames = uploaded.frames;
+      item.element = film(uploaded.frames);
     } else {
       const image = new Image();
-      image.src = address;
+      image.src = URL.createObjectURL(file);
       await image.decode();
       item.sketch = Sketch.fromImage(image, () => this.touched(item));
     }
+    if (isAlone) this.items = [];
     this.add(item);
     item.uploaded = uploaded;
-    item.cost = uploaded.cost;
     this.changed();
   }
 
@@ -66,13 +69,14 @@ export class Pictures {
     item.version += 1;
     item.uploaded = null;
     clearBoxes(byId("stage"));
+    this.drawTools();
     this.drawTray();
     this.changed();
   }
 
   // What the model is shown: all but an empty drawing.
   get shown() {
-    return this.items.filter((item) => !item.isDrawing || item.sketch.isTouched);
+    return this.items.filter((item) => !isEmpty(item));
   }
 
   // Tells whether the model would be shown something else.
@@ -82,12 +86,18 @@ export class Pictures {
 
   // Their ids at the server, after what it lacks was sent.
   async ids() {
+    const ids = [];
     for (const item of this.shown) {
-      if (item.uploaded) continue;
-      const isOriginal = item.file && !item.sketch?.isTouched;
-      item.uploaded = await server.upload(item.kind, isOriginal ? item.file : await item.sketch.blob());
+      const { version } = item;
+      let { uploaded } = item;
+      if (!uploaded) {
+        const isOriginal = item.file && !item.sketch?.isTouched;
+        uploaded = await server.upload(item.kind, isOriginal ? item.file : await item.sketch.blob());
+        if (item.version === version) item.uploaded = uploaded; // else it was drawn on meanwhile
+      }
+      ids.push(uploaded.id);
     }
-    return this.shown.map((item) => item.uploaded.id);
+    return ids;
   }
 
   forget() {
@@ -113,9 +123,16 @@ export class Pictures {
         + "Without them, Enter puts the chosen shape into the middle.");
     }
     stage.replaceChildren(sheet);
-    byId("tools").hidden = !item.sketch;
+    this.drawTools();
     this.drawTray();
     this.changed();
+  }
+
+  drawTools() {
+    const { sketch, isDrawing } = this.current;
+    byId("tools").hidden = !sketch;
+    byId("clear").textContent = isDrawing ? "Clear" : "Clear strokes"; // the picture under them stays
+    byId("undo").disabled = byId("clear").disabled = !sketch?.isTouched;
   }
 
   drawTray() {
@@ -130,16 +147,36 @@ export class Pictures {
       return element("div", { class: "thumb" }, button, away);
     });
     tray.replaceChildren(...thumbs);
-    tray.hidden = this.items.length < 2;
+    tray.hidden = this.items.length < 2 && this.items[0].isDrawing; // that one can be cleared
     check(tray, this.current.key);
+    const { length } = this.shown;
+    byId("sent").hidden = this.items.length < 2;
+    byId("sent").textContent = `${length} ${length === 1 ? "picture is" : "pictures are"} sent with your question`
+      + (length < this.items.length ? "; an empty drawing is not." : ".");
   }
 
   thumb(item) {
-    if (!item.sketch) return "▶ clip";
+    if (!item.sketch) return element("img", { src: item.frames[0].source, alt: "" });
     const [width, height] = this.size(item);
     const scale = 60 / Math.max(width, height);
-    const small = element("canvas", { width: Math.ceil(width * scale), height: Math.ceil(height * scale) });
+    const small = element("canvas", { "aria-label": item.name, width: Math.ceil(width * scale), height: Math.ceil(height * scale) });
     small.getContext("2d").drawImage(item.sketch.canvas, 0, 0, small.width, small.height);
     return small;
   }
+}
+
+export const isEmpty = (item) => Boolean(item.isDrawing) && !item.sketch.isTouched;
+
+// The frames of a clip that the model sees, each with its time; it sees them in pairs.
+function film(frames) {
+  const strip = element("div", { class: "film", role: "group", "aria-label": "The frames of the clip that the model sees" });
+  for (let i = 0; i < frames.length; i += 2) {
+    const pair = element("div", { class: "pair" });
+    for (const { time, source } of frames.slice(i, i + 2)) {
+      const name = `${time.toFixed(1)} s`;
+      pair.append(element("div", {}, element("img", { src: source, alt: `The frame at ${name}` }), element("small", {}, name)));
+    }
+    strip.append(pair);
+  }
+  return strip;
 }

@@ -5,6 +5,14 @@ let session = null;
 
 export class Gone extends Error {} // the server has forgotten this session
 
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer: is it still running?");
+  }
+}
+
 async function checked(response) {
   if (response.ok) return response;
   let text = `the server answered ${response.status}`;
@@ -19,7 +27,7 @@ async function checked(response) {
 async function post(path, content, signal) {
   const headers = { "content-type": "application/json" };
   const body = JSON.stringify({ session, ...content });
-  return checked(await fetch(path, { method: "POST", headers, body, signal }));
+  return checked(await reach(path, { method: "POST", headers, body, signal }));
 }
 
 export async function hello() {
@@ -28,16 +36,19 @@ export async function hello() {
   return facts;
 }
 
-// An image or clip, as a Blob: {id, width, height, cost}.
+// An image or clip, as a Blob: {id, width, height}, of an image its cost, of a clip its frames.
 export async function upload(kind, blob) {
   const path = `/api/media?kind=${kind}&session=${encodeURIComponent(session)}`;
-  return (await checked(await fetch(path, { method: "POST", body: blob }))).json();
+  return (await checked(await reach(path, { method: "POST", body: blob }))).json();
 }
 
 export async function cost(width, height, maxPixels) {
   const path = `/api/cost?width=${width}&height=${height}&maxPixels=${maxPixels}`;
-  return (await checked(await fetch(path))).json();
+  return (await checked(await reach(path))).json();
 }
+
+// The frames that the model sees of an example clip: [{time, source}].
+export const frames = async (name) => (await (await checked(await reach(`/api/frames/${name}`))).json()).frames;
 
 // Ask a question; `take` gets each line of the answer as an object.
 export async function ask(question, take) {
@@ -56,4 +67,4 @@ export async function ask(question, take) {
 
 export const stop = () => post("/api/stop", {});
 export const inside = async (turn) => (await post("/api/inside", { turn })).json();
-export const state = async () => (await checked(await fetch("/api/state"))).json();
+export const state = async () => (await checked(await reach("/api/state"))).json();

@@ -57,13 +57,15 @@ export class Sketch {
 
   undo() {
     const before = this.undoable.pop();
-    if (before) this.context.putImageData(before, 0, 0);
+    if (!before) return;
+    this.context.putImageData(before, 0, 0);
     this.changed();
   }
 
   // Back to how it began: an empty canvas, or the photo as it was.
   clear() {
-    if (this.undoable.length) this.context.putImageData(this.undoable[0], 0, 0);
+    if (!this.undoable.length) return;
+    this.context.putImageData(this.undoable[0], 0, 0);
     this.undoable = [];
     this.changed();
   }
@@ -181,15 +183,28 @@ export class Sketch {
       seen[py * width + px] = 1;
       todo.push([px + 1, py], [px - 1, py], [px, py + 1], [px, py - 1]);
     }
-    seen.forEach((isIn, i) => {
-      if (isIn) data.set(paint, 4 * i);
-    });
+    // With the pixels around them: where a stroke begins they are half its colour, a pale seam.
+    for (let py = 0; py < height; py++) {
+      for (let px = 0; px < width; px++) {
+        if (isNear(seen, px, py, width, height)) data.set(paint, at(px, py));
+      }
+    }
     this.context.putImageData(image, 0, 0);
   }
 
   blob() {
     return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
   }
+}
+
+// Whether a pixel or one of the eight around it is set.
+function isNear(seen, px, py, width, height) {
+  for (let y = Math.max(0, py - 1); y <= Math.min(height - 1, py + 1); y++) {
+    for (let x = Math.max(0, px - 1); x <= Math.min(width - 1, px + 1); x++) {
+      if (seen[y * width + x]) return true;
+    }
+  }
+  return false;
 }
 
 function polygon(context, corners, x, y, r) {
