@@ -2,13 +2,14 @@
 
     python notebooks/architecture.py figure.svg        # nothing marked
     python notebooks/architecture.py figure.svg 02     # what notebook 02 is about
+    python notebooks/architecture.py empty.svg --no-names     # without its names, to be filled in
 
 It is drawn from two lists, of boxes and of arrows. A box is named by the class or function of
 the three files that computes it; below the name stands the shape of what comes out.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -105,8 +106,11 @@ ARROWS = (
 SOURCES = (("an image", IMAGES, 24), ("a video", TEXT, 24), ("a conversation", TEXT, 150))
 
 
-def draw(notebook: str = "") -> str:
-    """The SVG, with the boxes of a notebook ("02") in black."""
+def draw(notebook: str = "", names: bool = True) -> str:
+    """The SVG, with the boxes of a notebook ("02") in black.
+
+    names: whether boxes and frames have theirs; without them the figure is an exercise.
+    """
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'width="{WIDTH}" height="{HEIGHT}" font-family="{FONT}" role="img">',
@@ -117,10 +121,14 @@ def draw(notebook: str = "") -> str:
     ]
     parts += [draw_frame(frame) for frame in FRAMES]
     parts += [draw_arrow(arrow) for arrow in ARROWS]
-    parts += [draw_frame_title(frame) for frame in FRAMES]  # over the arrows, which it interrupts
+    if names:
+        parts += [draw_frame_title(frame) for frame in FRAMES]  # over arrows, which it interrupts
     parts += [text(x, y, words, 12, "italic") for words, x, y in SOURCES]
-    parts += [draw_box(box, is_marked(box, notebook)) for box in BOXES]
-    parts += [text(WIDTH // 2, HEIGHT - 10, title(notebook), 13, "normal")]
+    for box in BOXES:
+        shown = box if names else replace(box, name="?")
+        parts.append(draw_box(shown, is_marked(box, notebook)))
+    below = title(notebook) if names else "Which class or function is which?"
+    parts += [text(WIDTH // 2, HEIGHT - 10, below, 13, "normal")]
     return "\n".join([*parts, "</svg>"])
 
 
@@ -208,4 +216,6 @@ def text(
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(draw("".join(sys.argv[2:])), encoding="utf-8")
+    with_names = "--no-names" not in sys.argv
+    file, *marked = (argument for argument in sys.argv[1:] if argument != "--no-names")
+    Path(file).write_text(draw("".join(marked), with_names), encoding="utf-8")

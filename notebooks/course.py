@@ -202,18 +202,18 @@ def check(
     print(f"✓ {claim}: {result}")
 
 
-def answered(claim: str, holds: bool) -> None:
+def answered(claim: str, holds: bool, is_own: bool = OWN_IMAGE is not None) -> None:
     """Check a claim about the embedded model's answers.
 
-    Other weights and other images give other answers: then the line only says whether the claim
-    holds.
+    is_own: whether the images are the reader's own. Other weights and other images give other
+    answers: then the line only says whether the claim holds.
     """
     result = "it holds" if holds else "it does not hold"
     if not IS_TINY:
         print(f"– {claim}: {result} here; it needs trained weights, so only tiny must meet it")
         return
-    if OWN_IMAGE is not None:
-        print(f"– {claim}: {result} here; it is about the course's image, and yours is another")
+    if is_own:
+        print(f"– {claim}: {result} here; it is about the course's images, and these are yours")
         return
     assert holds, f"{claim}: does not hold"
     print(f"✓ {claim}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from measure import seconds
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from processor import Qwen2VLProcessor
@@ -19,7 +19,9 @@ from tiny.train import answer_labels
 QUESTION = "Describe this image."
 SIDE = 84  # pixels: small images are quick
 EMPTY = Image.new("RGB", (SIDE, SIDE), "white")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+UNREADABLE = (".heic", ".heif")  # as some phones save photos, and Pillow can't read them
+DRAWINGS = Path(__file__).resolve().parent / "drawings"  # those that come with the course
 
 
 # ------------------------------------------------------------------------------- images of a folder
@@ -28,16 +30,23 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def read_folder(folder: Path) -> dict[str, Image.Image]:
     """The images of a folder by their names ("cup-1"), SIDE pixels square.
 
-    ValueError for a name without a number, or if there are fewer than two images of a thing.
+    ValueError for a name without a number, for a photo that can't be read, or if there are fewer
+    than two images of a thing; FileNotFoundError if there is no such folder.
     """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder.absolute()} is no folder: put your images there")
     images = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in ENDINGS:
+        # macOS leaves hidden files beside those that it copies.
+        if file.name.startswith(".") or file.suffix.lower() not in (*ENDINGS, *UNREADABLE):
             continue
+        if file.suffix.lower() in UNREADABLE:
+            raise ValueError(f"{file}: it can't be read here, save it as a JPEG or PNG")
         thing, _, number = file.stem.rpartition("-")
         if not thing or not number.isdigit():
             raise ValueError(f"{file}: a name like cup-1{file.suffix} is needed")
-        images[file.stem] = load_image(file).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        images[file.stem] = in_a_square(load_image(file))
     things = [thing_of(name) for name in images]
     for thing in set(things):
         if things.count(thing) < 2:
@@ -45,6 +54,12 @@ def read_folder(folder: Path) -> dict[str, Image.Image]:
     if not images:
         raise ValueError(f"{folder} has no images ({', '.join(ENDINGS)})")
     return images
+
+
+def in_a_square(image: Image.Image) -> Image.Image:
+    """The whole image, SIDE pixels square; what it lacks is filled with its corner's colour."""
+    size = (SIDE, SIDE)
+    return ImageOps.pad(image, size, Image.Resampling.BICUBIC, color=image.getpixel((0, 0)))
 
 
 def thing_of(name: str) -> str:
@@ -107,9 +122,10 @@ def answers_of(
 
 
 def share_right(answers: list[str], names: list[str]) -> float:
-    """The share of the answers that name their thing."""
+    """The share of the answers that name their thing, in small letters or capitals."""
     pairs = zip(answers, names, strict=True)
-    return sum(thing_of(name) in answer.lower() for answer, name in pairs) / len(names)
+    named = [thing_of(name).lower() in answer.lower() for answer, name in pairs]
+    return sum(named) / len(names)
 
 
 def make_batch(

@@ -39,7 +39,8 @@ def whole(name: str, value: int, least: int, most: int, step: int = 1) -> ipywid
         step=step,
         description=name,
         continuous_update=False,
-        style={"description_width": "8em"},
+        style={"description_width": "10em"},
+        layout={"width": "36em"},
     )
 
 
@@ -54,7 +55,8 @@ def decimal(
         step=step,
         description=name,
         continuous_update=False,
-        style={"description_width": "8em"},
+        style={"description_width": "10em"},
+        layout={"width": "36em"},
     )
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -73,6 +74,16 @@ def test_the_figure_marks_the_readers_place_in_black(number):
         rect, *texts = list(group)
         assert rect.get("fill") == "black"
         assert all(text.get("fill") == "white" for text in texts)
+
+
+def test_the_figure_without_its_names_tells_none_of_them():
+    import architecture
+
+    with_names, without = architecture.draw(), architecture.draw(names=False)
+    for box in architecture.BOXES:
+        assert f">{box.name}<" in with_names
+        assert f">{box.name}<" not in without
+    assert without.count(">?<") == len(architecture.BOXES)
 
 
 def test_boxes_of_the_figure_do_not_cover_each_other_and_hold_their_words():
@@ -145,6 +156,49 @@ def test_a_folder_is_read_or_refused_by_the_name_of_the_file(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fine_tuning.read_folder(folder(*names))
+    # What phones and macOS leave in folders.
+    photos = folder("cup-1.png", "cup-2.png")
+    (photos / "._cup-3.png").write_bytes(b"hidden")
+    assert len(fine_tuning.read_folder(photos)) == 2
+    (photos / "cup-3.HEIC").write_bytes(b"a photo")
+    with pytest.raises(ValueError, match=r"cup-3\.HEIC: it can't be read here, save it as a JPEG"):
+        fine_tuning.read_folder(photos)
+    with pytest.raises(FileNotFoundError, match="no-such is no folder"):
+        fine_tuning.read_folder(tmp_path / "no-such")
+
+
+def test_an_image_is_put_into_a_square_whole(tmp_path):
+    import fine_tuning
+
+    wide = Image.new("RGB", (300, 100), "white")
+    wide.paste("red", (100, 0, 200, 100))
+    square = fine_tuning.in_a_square(wide)
+    assert square.size == (fine_tuning.SIDE, fine_tuning.SIDE)
+    # A red square in its middle, a third wide and a third high; the rest is white.
+    pixels = np.asarray(square)
+    reds = ((pixels[..., 0] > 200) & (pixels[..., 1] < 60)).sum()
+    assert reds == pytest.approx((fine_tuning.SIDE / 3) ** 2, rel=0.15)
+    assert square.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_a_thing_is_named_in_small_letters_or_capitals():
+    import fine_tuning
+
+    answers = ["A cup.", "A Cup.", "A boat."]
+    assert fine_tuning.share_right(answers, ["Cup-1", "cup-2", "CUP-3"]) == pytest.approx(2 / 3)
+
+
+def test_notebook_10_runs_on_a_folder_of_ones_own(tmp_path, amount):
+    """Names of unequal length, in capitals too, and words that the model knows already."""
+    if amount(0, 1) == 0:
+        pytest.skip("it trains for minutes: with --full")
+    from tests.test_notebooks import execute
+
+    for name in ("Fish", "pair of glasses", "circle"):
+        for i, stored in enumerate(("boat", "cup", "key"), start=1):
+            shutil.copy(NOTEBOOKS / "drawings" / f"{stored}-{i}.png", tmp_path / f"{name}-{i}.png")
+    notebook = nbformat.read(NOTEBOOKS / "10_your_own_images.ipynb", as_version=4)
+    execute(notebook, QWEN2VL_DRAWINGS=str(tmp_path))
 
 
 def test_the_stored_drawings_are_those_that_the_script_draws(tmp_path, monkeypatch):

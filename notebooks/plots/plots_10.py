@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 from PIL import Image
 from torch import Tensor
 
+LONGEST_LABEL = 28  # letters
+
 
 def draw_folder(images: dict[str, Image.Image]) -> None:
     """All images with their names."""
@@ -43,7 +45,10 @@ def draw_side_by_side(
 
 def plain(answer: str) -> str:
     """An answer as a label: short, on one line, and nothing that matplotlib takes for a formula."""
-    return answer.replace("\n", " ").replace("$", r"\$")[:28]
+    shown = "".join(letter if letter.isprintable() else " " for letter in answer)
+    if len(shown) > LONGEST_LABEL:
+        shown = shown[: LONGEST_LABEL - 1] + "…"
+    return shown.replace("$", r"\$")
 
 
 def draw_scores(scores: dict[str, float], guessing: float) -> None:
