@@ -81,7 +81,12 @@ def join_address(host: str, port: int) -> str | None:
     except ValueError:  # a name
         if host == "localhost":
             return None
-    return f"http://{host}:{port}/"
+    return f"http://{in_address(host)}:{port}/"
+
+
+def in_address(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def qr_svg(address: str) -> str:
@@ -94,8 +99,7 @@ def qr_svg(address: str) -> str:
 def print_addresses(host: str, port: int, join: str | None) -> None:
     """Where the page is, on stderr; for a class with a QR code."""
     here = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    shown = f"[{here}]" if ":" in here else here
-    print(f"the page: http://{shown}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
+    print(f"the page: http://{in_address(here)}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
     if join is None and here != host:  # others were to be served
         print(NO_ADDRESS, file=sys.stderr)
     if join is not None:
