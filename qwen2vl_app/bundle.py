@@ -334,7 +334,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--slides",
         action=argparse.BooleanOptionalAction,
-        help="make slides of the notebooks, about 60 MB (default: if npm is installed)",
+        help="make slides of the notebooks, about 40 MB (default: if npm is installed)",
     )
     add("--dry-run", action="store_true", help="say what is needed and how large it is, no more")
     args = parser.parse_args(argv)
