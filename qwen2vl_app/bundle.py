@@ -360,6 +360,9 @@ def make_bundle(args: argparse.Namespace) -> None:
     """Resolve all targets, say how much that is, then fetch and copy."""
     if importlib.util.find_spec("uv") is None:
         raise ValueError('uv is missing: run pip install -e ".[kit]"')
+    no_slides = why_no_slides()
+    if args.slides and no_slides is not None:
+        raise ValueError(f"no slides: {no_slides}")
     folder = args.out / "wheels"
     needed: dict[tuple[str, str], list[Wheel]] = {}
     for target in args.target:
@@ -372,6 +375,8 @@ def make_bundle(args: argparse.Namespace) -> None:
     missing = [wheel for wheel in distinct.values() if not (folder / wheel.filename).exists()]
     print(f"in all {describe(list(distinct.values()))}, to be fetched {describe(missing)}")
     if args.dry_run:
+        wanted = args.slides is not False and no_slides is None
+        print(f"slides: {'about 40 MB' if wanted else 'none'}")
         return
 
     folder.mkdir(parents=True, exist_ok=True)
