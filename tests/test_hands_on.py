@@ -353,8 +353,8 @@ def test_a_widget_leaves_one_static_picture_where_nobody_can_move_it(tmp_path):
 # -------------------------------------------------------------------------------------- the slides
 
 
-# As npm behaves: a machine without a network, one whose network lets nothing through, and one
-# that is cut off in the middle.
+# As npm behaves: without a network, in a network that lets nothing through, and when it gives
+# nothing for no reason.
 FAILING_NPMS = {
     "offline": ("exit 1", "npm could not fetch reveal.js@4.6.1"),
     "silent": ("exec sleep 60", "npm had no reveal.js@4.6.1 after 0.2 s"),
