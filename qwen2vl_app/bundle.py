@@ -358,6 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_bundle(args: argparse.Namespace) -> None:
     """Resolve all targets, say how much that is, then fetch and copy."""
+    if (ROOT.parent / "wheels").is_dir() and not (ROOT / ".git").exists():
+        raise ValueError("this is a bundle's copy: to make another stick, copy the whole folder")
     if importlib.util.find_spec("uv") is None:
         raise ValueError('uv is missing: run pip install -e ".[kit]"')
     no_slides = why_no_slides()

@@ -249,7 +249,58 @@ def test_what_slides_need_is_looked_for(monkeypatch):
     assert bundle.why_no_slides() is None
 
 
+def bundle_of_no_packages(monkeypatch, out: Path, *options: str) -> int:
+    """The whole command, but for the packages."""
+    in_clone = subprocess.run(["git", "-C", ROOT, "rev-parse"], capture_output=True, check=False)
+    if in_clone.returncode != 0:
+        pytest.skip("this is no clone: there is no commit to copy")
+    monkeypatch.setattr(bundle.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(bundle, "resolve", lambda *arguments: [])
+    return bundle.main([str(out), "--target", "linux", "--python", "3.11", *options])
+
+
+@pytest.mark.parametrize("has_npm", [True, False])
+def test_slides_are_made_if_npm_is_there_and_start_leads_to_them(
+    monkeypatch, tmp_path, capsys, has_npm
+):
+    def make(out: Path) -> None:
+        (out / "slides").mkdir()
+        (out / "slides" / "index.html").write_bytes(b"x" * 3_000_000)
+
+    monkeypatch.setattr(bundle.shutil, "which", lambda name: "npm" if has_npm else None)
+    monkeypatch.setattr(bundle, "make_slides", make)
+    assert bundle_of_no_packages(monkeypatch, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert ("slides: 3 MB" in said) == has_npm
+    assert ("no slides: npm is missing" in said) != has_npm
+    start = (tmp_path / "START.md").read_text(encoding="utf-8")
+    assert ("../slides" in start) == has_npm
+    # The copy's notebooks are those without badges.
+    copied = tmp_path / bundle.REPOSITORY / "notebooks" / "00_one_answer.ipynb"
+    assert "Open in Colab" not in copied.read_text(encoding="utf-8")
+
+
+def test_slides_that_were_asked_for_or_refused_are_not_decided_by_npm(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(bundle.shutil, "which", lambda name: None)
+    assert bundle_of_no_packages(monkeypatch, tmp_path / "a", "--slides") == 2
+    assert capsys.readouterr().err.startswith("error: no slides: npm is missing")
+    assert not (tmp_path / "a").exists()  # it is said before anything is fetched
+    monkeypatch.setattr(bundle.shutil, "which", lambda name: "npm")
+    assert bundle_of_no_packages(monkeypatch, tmp_path / "b", "--no-slides") == 0
+    assert "slides:" not in capsys.readouterr().out
+    assert not (tmp_path / "b" / "slides").exists()
+
+
 # ----------------------------------------------------------------------- laptops and errors
+
+
+def test_a_copy_on_a_stick_says_how_to_make_another(monkeypatch, tmp_path, capsys):
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.setattr(bundle, "ROOT", tmp_path / bundle.REPOSITORY)
+    assert bundle.main([str(tmp_path / "out"), "--target", "linux"]) == 2
+    assert "to make another stick, copy the whole folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
