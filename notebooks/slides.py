@@ -2,11 +2,12 @@
 
     python notebooks/slides.py slides              # all notebooks, into the folder "slides"
     python notebooks/slides.py slides 00 01        # some
-    python -m http.server --directory slides       # then open http://localhost:8000
+    python -m http.server 8080 --directory slides  # then open http://localhost:8080
 
 They are `jupyter nbconvert --to slides` of the notebooks as they are, with their stored outputs.
 What they need besides (reveal.js, MathJax, jQuery, RequireJS) is fetched from npm once, of fixed
-versions, and lies beside them, so that no request leaves. `npm` comes with Node.js.
+versions, and lies beside them, so that no request leaves. So make them before the room: `npm`
+comes with Node.js, and `python -m qwen2vl_app.bundle` puts them on the stick.
 
 Where a slide begins follows from the cells: a heading of the first or second order begins a slide,
 one of the third a slide below it; solutions are left out. A tag on a cell says otherwise: slide,
@@ -31,6 +32,11 @@ PACKAGES = {
     "jquery@3.7.1": ("dist/jquery.min.js",),
     "requirejs@2.3.7": ("require.js",),
 }
+NEED_NPM = "slides need npm and a network once: make them before the room, on the stick"
+# npm would ask an unreachable network for minutes, and say nothing.
+NPM_OPTIONS = ("--silent", "--prefer-offline", "--fetch-retries", "1")
+NPM_OPTIONS += ("--fetch-retry-mintimeout", "1000", "--fetch-retry-maxtimeout", "1000")
+PATIENCE = 120  # seconds for one package; the largest is MathJax with 15 MB
 SLIDE_TAGS = ("slide", "subslide", "fragment", "skip", "notes")
 # nbconvert asks for a module that draws mermaid diagrams; there are none.
 NO_MERMAID = "export default { initialize() {} };\n"
@@ -48,23 +54,38 @@ def fetch_assets(out: Path) -> None:
 
 
 def fetch_package(package: str, parts: tuple[str, ...], target: Path) -> None:
-    """Download an npm package and keep some of its files and folders."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FileNotFoundError("slides need npm once, to fetch reveal.js: install Node.js")
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [npm, "pack", package, "--silent", "--pack-destination", temporary]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        [archive] = Path(temporary).glob("*.tgz")
+    """Download an npm package and keep some of its files and folders. OSError if that fails."""
+    print(f"fetching {package} from npm", flush=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        archive = download(package, Path(temporary))
         with tarfile.open(archive) as packed:
             packed.extractall(temporary, filter="data")
+        # Under its name only when it is whole.
+        kept = Path(temporary) / "kept"
         for part in parts:
             source = Path(temporary) / "package" / part
-            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            (kept / part).parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target / part)
+                shutil.copytree(source, kept / part)
             else:
-                shutil.copyfile(source, target / part)
+                shutil.copyfile(source, kept / part)
+        kept.rename(target)
+
+
+def download(package: str, folder: Path) -> Path:
+    """The archive of an npm package, in this folder. OSError if npm can't get it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError(f"{NEED_NPM} (npm is missing: it comes with Node.js)")
+    command = [npm, "pack", package, *NPM_OPTIONS, "--pack-destination", str(folder)]
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{NEED_NPM} (npm had no {package} after {PATIENCE} s)") from None
+    archives = list(folder.glob("*.tgz"))
+    if done.returncode != 0 or len(archives) != 1:
+        raise ConnectionError(f"{NEED_NPM} (npm could not fetch {package})")
+    return archives[0]
 
 
 def slide_type(cell: nbformat.NotebookNode) -> str:
@@ -134,7 +155,10 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("python notebooks/slides.py FOLDER [NUMBER ...]")
     out, chosen = Path(sys.argv[1]), sys.argv[2:]
-    fetch_assets(out)
+    try:
+        fetch_assets(out)
+    except OSError as error:
+        sys.exit(f"error: {error}")
     links = []
     for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
         if not chosen or path.name[:2] in chosen:

@@ -8,11 +8,13 @@
 For each target and Python, uv resolves the packages of pyproject.toml (uv is in the extra `kit`:
 pip install -e ".[kit]"), and pip fetches them as wheels, checked by their hashes. Linux gets
 PyTorch without CUDA, from PyTorch's own index unless `--find-links` has it. START.md in the folder
-says how to begin. A second call adds what is missing.
+says how to begin. A second call adds what is missing. Where npm is installed, the slides of all
+notebooks are made too.
 """
 
 import argparse
 import importlib.util
+import json
 import platform
 import shutil
 import subprocess
@@ -25,8 +27,9 @@ from typing import NamedTuple, TypedDict, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from qwen2vl_app.bundle_start import REPOSITORY, start_page
+
 ROOT = Path(__file__).parent.parent
-REPOSITORY = "qwen2vl-from-scratch"  # the folder of the repository in the bundle
 # What uv calls each kind of laptop.
 TARGETS = {
     "linux": "x86_64-manylinux_2_28",
@@ -35,29 +38,6 @@ TARGETS = {
     "macos-intel": "x86_64-apple-darwin",
     "windows": "x86_64-pc-windows-msvc",
 }
-
-START = """# Qwen2-VL without a network
-
-Copy this folder to the laptop first: a stick is slow. Then, in the copy, on Linux and macOS:
-
-```sh
-cd {repository} && python3 -m venv .venv && source .venv/bin/activate
-pip install --no-index --find-links ../wheels -e "{project}"
-python -m qwen2vl_app.doctor
-```
-
-On Windows, in PowerShell:
-
-```powershell
-cd {repository}; py -m venv .venv; .venv\\Scripts\\activate
-pip install --no-index --find-links ..\\wheels -e "{project}"
-python -m qwen2vl_app.doctor
-```
-
-The last command says whether all is ready. Then `jupyter lab notebooks` opens the course.
-
-The wheels are for {targets}.
-"""
 
 
 class WheelEntry(TypedDict, total=False):
@@ -243,6 +223,77 @@ def copy_repository(out: Path) -> None:
         shutil.rmtree(out / REPOSITORY, ignore_errors=True)
         with tarfile.open(archive) as files:
             files.extractall(out / REPOSITORY, filter="data")
+    for notebook in sorted((out / REPOSITORY / "notebooks").glob("*.ipynb")):
+        drop_colab(notebook)
+
+
+def drop_colab(file: Path) -> None:
+    """Take the badge “Open in Colab” and the cell that belongs to it out of a notebook.
+
+    Without a network the one is a broken image, and the other never runs.
+    """
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    kept = [cell for cell in notebook["cells"] if "colab" not in cell["metadata"].get("tags", [])]
+    for cell in kept:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = without_badge(cell["source"])
+    notebook["cells"] = kept
+    text = json.dumps(notebook, indent=1, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def without_badge(lines: list[str]) -> list[str]:
+    """The lines of a cell without the badge and the empty line below it."""
+    kept: list[str] = []
+    after_badge = False
+    for line in lines:
+        is_badge = line.startswith("[![Open in Colab]")
+        if not is_badge and not (after_badge and line == "\n"):
+            kept.append(line)
+        after_badge = is_badge
+    return kept
+
+
+# ------------------------------------------------------------------------------------ slides
+
+
+def why_no_slides() -> str | None:
+    """What is missing to make slides; None if nothing is."""
+    if shutil.which("npm") is None:
+        return "npm is missing, it comes with Node.js"
+    if importlib.util.find_spec("nbconvert") is None:
+        return 'nbconvert is missing: run pip install -e ".[dev]"'
+    return None
+
+
+def add_slides(out: Path, asked: bool) -> None:
+    """Make the slides of the notebooks that were copied, and say how large they are.
+
+    asked: for on the command line. Then ValueError if there can be none, else a line says so.
+    """
+    reason = why_no_slides()
+    if reason is None:
+        reason = make_slides(out)
+    if reason is None:
+        files = [file for file in (out / "slides").rglob("*") if file.is_file()]
+        print(f"slides: {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB")
+    elif asked:
+        raise ValueError(f"no slides: {reason}")
+    else:
+        print(f"no slides: {reason}")
+
+
+def make_slides(out: Path) -> str | None:
+    """Run slides.py of the copy; gives the reason if it fails, and leaves no half of them."""
+    program = out / REPOSITORY / "notebooks" / "slides.py"
+    folder = out / "slides"
+    (folder / "index.html").unlink(missing_ok=True)  # it is written last
+    command = [sys.executable, str(program), str(folder)]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, check=False)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"{program} failed"]
+    return lines[-1].removeprefix("error: ")
 
 
 # ------------------------------------------------------------------------------------- main
@@ -280,6 +331,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="a folder with wheels that come before those of the index; repeatable",
     )
+    add(
+        "--slides",
+        action=argparse.BooleanOptionalAction,
+        help="make slides of the notebooks, about 40 MB (default: if npm is installed)",
+    )
     add("--dry-run", action="store_true", help="say what is needed and how large it is, no more")
     args = parser.parse_args(argv)
     args.target = args.target or [this_target()]
@@ -302,8 +358,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_bundle(args: argparse.Namespace) -> None:
     """Resolve all targets, say how much that is, then fetch and copy."""
+    if (ROOT.parent / "wheels").is_dir() and not (ROOT / ".git").exists():
+        raise ValueError("this is a bundle's copy: to make another stick, copy the whole folder")
     if importlib.util.find_spec("uv") is None:
         raise ValueError('uv is missing: run pip install -e ".[kit]"')
+    no_slides = why_no_slides()
+    if args.slides and no_slides is not None:
+        raise ValueError(f"no slides: {no_slides}")
     folder = args.out / "wheels"
     needed: dict[tuple[str, str], list[Wheel]] = {}
     for target in args.target:
@@ -316,22 +377,24 @@ def make_bundle(args: argparse.Namespace) -> None:
     missing = [wheel for wheel in distinct.values() if not (folder / wheel.filename).exists()]
     print(f"in all {describe(list(distinct.values()))}, to be fetched {describe(missing)}")
     if args.dry_run:
+        wanted = args.slides is not False and no_slides is None
+        print(f"slides: {'about 40 MB' if wanted else 'none'}")
         return
 
     folder.mkdir(parents=True, exist_ok=True)
     for (target, python), wheels in needed.items():
         fetch(wheels, target, python, folder)
     copy_repository(args.out)
+    if args.slides is not False:
+        add_slides(args.out, asked=args.slides is True)
     write_start(args)
     print(f"{args.out / 'START.md'} says how to begin")
 
 
 def write_start(args: argparse.Namespace) -> None:
     """START.md, for the targets of this call."""
-    names = [f"{target} with Python {python}" for target in args.target for python in args.python]
-    text = START.format(
-        repository=REPOSITORY, project=f".[{','.join(args.extra)}]", targets=", ".join(names)
-    )
+    has_slides = (args.out / "slides" / "index.html").exists()
+    text = start_page(args.target, args.python, args.extra, has_slides)
     (args.out / "START.md").write_text(text, encoding="utf-8")
 
 

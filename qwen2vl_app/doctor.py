@@ -20,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen2vl_app.web.addresses import listen, next_free_port, own_address
+
+ROOT = Path(__file__).parent.parent
 OLDEST_PYTHON = (3, 10)
 # The packages of pyproject.toml and the names under which Python imports them.
 PACKAGES = {
@@ -33,7 +36,16 @@ PACKAGES = {
     "av": "av",
 }
 # What the notebooks use besides.
-NOTEBOOK_PACKAGES = {"jupyterlab": "jupyterlab", "matplotlib": "matplotlib"}
+NOTEBOOK_PACKAGES = {
+    "jupyterlab": "jupyterlab",
+    "matplotlib": "matplotlib",
+    "ipywidgets": "ipywidgets",
+}
+# What the notebooks compare with.
+REFERENCE_PACKAGES = {"transformers": "transformers"}
+# What the page is served with.
+PAGE_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "qrcode": "qrcode"}
+PAGE_PORT = 8000
 TINY_BYTES = 0.7e9  # of memory that a question to `tiny` takes, PyTorch included
 TWO_BILLION_BYTES = 5.5e9  # that a question to the 2B in bfloat16 takes
 SLOW_ANSWER = 5.0  # seconds
@@ -72,9 +84,17 @@ def check_packages() -> Finding:
     """Whether all packages can be imported, and which versions they have."""
     broken = what_fails(PACKAGES)
     if broken:
-        return Finding(MEND, "packages", f"{'; '.join(broken)}: run pip install -e .")
+        return Finding(MEND, "packages", f"{'; '.join(broken)}: run {install('.')}")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     return Finding(OK, "packages", ", ".join(versions))
+
+
+def install(project: str) -> str:
+    """The command that installs the repository; from the packages beside it, in a bundle."""
+    if (ROOT.parent / "wheels").is_dir():
+        # They are those of `.[dev]`; a part alone would leave the rest for another time.
+        return 'pip install --no-index --find-links ../wheels -e ".[dev]"'
+    return "pip install -e ." if project == "." else f'pip install -e "{project}"'
 
 
 def what_fails(packages: dict[str, str]) -> list[str]:
@@ -104,7 +124,9 @@ def check_memory() -> Finding:
         )
     if free < TWO_BILLION_BYTES:
         return Finding(OK, "memory", f"{found}: enough for tiny, not for the official 2B")
-    return Finding(OK, "memory", f"{found}: enough for tiny and for the official 2B")
+    # The weights of the 2B are in no bundle.
+    text = "enough for tiny and for the official 2B, whose weights have to be downloaded"
+    return Finding(OK, "memory", f"{found}: {text}")
 
 
 def check_disk() -> Finding:
@@ -155,7 +177,7 @@ def check_tiny() -> Finding:
     said = processor.batch_decode(new, skip_special_tokens=True)[0]
     answered = time.perf_counter()
 
-    times = f"loaded in {loaded - start:.1f} s, answered in {answered - loaded:.1f} s"
+    times = f"loaded in {duration(loaded - start)}, answered in {duration(answered - loaded)}"
     if said != "A red circle.":
         return Finding(MEND, "tiny", f"{times}: it said {said!r} to a red circle")
     if answered - loaded > SLOW_ANSWER:
@@ -163,13 +185,28 @@ def check_tiny() -> Finding:
     return Finding(OK, "tiny", f"{times}: {said}")
 
 
+def duration(seconds: float) -> str:
+    """In milliseconds where seconds would say little."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def check_notebooks() -> Finding:
     """Whether Jupyter and what the notebooks import are there."""
     broken = what_fails(NOTEBOOK_PACKAGES)
     if broken:
         reason = "; ".join(broken)
-        return Finding(MEND, "notebooks", f'{reason}: run pip install -e ".[dev]"')
-    return Finding(OK, "notebooks", f"jupyterlab {importlib.metadata.version('jupyterlab')}")
+        return Finding(MEND, "notebooks", f"{reason}: run {install('.[dev]')}")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in NOTEBOOK_PACKAGES]
+    return Finding(OK, "notebooks", ", ".join(versions))
+
+
+def check_reference() -> Finding:
+    """Whether the notebooks can ask transformers, or take what it once said."""
+    broken = what_fails(REFERENCE_PACKAGES)
+    if broken:
+        text = f"{broken[0]}, stored arrays take its place: run {install('.[dev]')}"
+        return Finding(NOTE, "reference", text)
+    return Finding(OK, "reference", f"transformers {importlib.metadata.version('transformers')}")
 
 
 def check_kernel() -> Finding:
@@ -177,11 +214,12 @@ def check_kernel() -> Finding:
     try:
         from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     except ModuleNotFoundError:
-        return Finding(MEND, "kernel", 'Jupyter is missing: run pip install -e ".[dev]"')
+        return Finding(MEND, "kernel", f"Jupyter is missing: run {install('.[dev]')}")
     try:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        return Finding(MEND, "kernel", "Jupyter has no kernel python3: run pip install ipykernel")
+        text = f"Jupyter has no kernel python3: run {install('.[dev]')}"
+        return Finding(MEND, "kernel", text)
     program = shutil.which(command)
     if program is None:
         return Finding(
@@ -199,8 +237,38 @@ def check_browser() -> Finding:
     try:
         browser = webbrowser.get()
     except webbrowser.Error:
-        return Finding(NOTE, "browser", "none found: open the address that Jupyter prints by hand")
+        return Finding(NOTE, "browser", "none found: open by hand the address that Jupyter prints")
     return Finding(OK, "browser", getattr(browser, "name", type(browser).__name__))
+
+
+def check_page() -> Finding:
+    """Whether the page can be served."""
+    broken = what_fails(PAGE_PACKAGES)
+    if broken:
+        reason = "; ".join(broken)
+        return Finding(NOTE, "page", f"can't be served, {reason}: run {install('.[web]')}")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PAGE_PACKAGES]
+    return Finding(OK, "page", ", ".join(versions))
+
+
+def check_port() -> Finding:
+    """Whether the page's port is free."""
+    try:
+        listen("127.0.0.1", PAGE_PORT).close()
+    except OSError:
+        free = next_free_port("127.0.0.1", PAGE_PORT)
+        advice = "" if free is None else f": start the page with --port {free}"
+        return Finding(NOTE, "port", f"{PAGE_PORT} is taken{advice}")
+    return Finding(OK, "port", f"{PAGE_PORT} is free")
+
+
+def check_network() -> Finding:
+    """Whether phones can find this machine."""
+    address = own_address()
+    if address is None:
+        advice = "connect to the room's Wi-Fi, or open a hotspot"
+        return Finding(NOTE, "network", f"no address, so no phone can join the page: {advice}")
+    return Finding(OK, "network", f"phones find the page at {address}, if --host 0.0.0.0 is given")
 
 
 # Each with those that have to be ok before it makes sense.
@@ -212,8 +280,12 @@ CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
     ("packages", check_threads),
     ("packages", check_tiny),
     ("", check_notebooks),
+    ("", check_reference),
     ("", check_kernel),
     ("", check_browser),
+    ("", check_page),
+    ("page", check_port),
+    ("page", check_network),
 )
 
 

@@ -80,7 +80,7 @@ def test_each_package_that_fails_is_named_in_one_line(monkeypatch, name, error, 
     [
         (0.1e9, MEND, "close programs"),
         (2e9, OK, "not for the official 2B"),
-        (8e9, OK, "and for the official 2B"),
+        (8e9, OK, "for the official 2B, whose weights have to be downloaded"),
         (float("inf"), NOTE, "not known"),
     ],
 )
@@ -115,6 +115,71 @@ def test_a_kernel_of_another_python_is_noticed(monkeypatch, tmp_path):
     assert doctor.check_kernel().state == MEND
     name_kernel(sys.executable)
     assert doctor.check_kernel().state == OK
+
+
+OTHERS = (
+    *[(name, "check_notebooks", MEND) for name in doctor.NOTEBOOK_PACKAGES],
+    *[(name, "check_reference", NOTE) for name in doctor.REFERENCE_PACKAGES],
+    *[(name, "check_page", NOTE) for name in doctor.PAGE_PACKAGES],
+)
+
+
+def without(monkeypatch, module: str) -> None:
+    """As if this package was not installed."""
+    import_module = importlib.import_module
+
+    def fail(name: str, package: str | None = None) -> object:
+        if name == module:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return import_module(name, package)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+
+
+@pytest.mark.parametrize(("name", "check", "state"), OTHERS)
+def test_what_the_notebooks_and_the_page_lack_is_named(monkeypatch, name, check, state):
+    without(monkeypatch, name)
+    finding = getattr(doctor, check)()
+    assert finding.state == state
+    assert f"{name} is missing" in finding.text
+    assert 'run pip install -e ".[' in finding.text
+
+
+@pytest.mark.parametrize(
+    ("name", "check"), [("torch", "check_packages")] + [(name, check) for name, check, _ in OTHERS]
+)
+def test_beside_the_packages_of_a_bundle_the_advice_needs_no_network(
+    monkeypatch, tmp_path, name, check
+):
+    repository = tmp_path / "stick" / "repository"
+    repository.mkdir(parents=True)
+    (tmp_path / "stick" / "wheels").mkdir()
+    monkeypatch.setattr(doctor, "ROOT", repository)
+    without(monkeypatch, name)
+    advice = 'run pip install --no-index --find-links ../wheels -e ".[dev]"'
+    assert getattr(doctor, check)().text.endswith(advice)
+
+
+def test_short_times_are_not_said_to_be_none():
+    said = [doctor.duration(seconds) for seconds in (0.0042, 0.3, 0.9, 1.0, 12.34)]
+    assert said == ["4 ms", "300 ms", "900 ms", "1.0 s", "12.3 s"]
+
+
+def test_a_taken_port_is_noticed_with_one_that_is_free(monkeypatch):
+    with doctor.listen("127.0.0.1", 0) as taken:
+        monkeypatch.setattr(doctor, "PAGE_PORT", taken.getsockname()[1])
+        finding = doctor.check_port()
+        assert finding.state == NOTE
+        advised = int(finding.text.rpartition("--port ")[2])
+        doctor.listen("127.0.0.1", advised).close()
+    assert doctor.check_port().state == OK
+
+
+def test_a_machine_that_no_phone_can_reach_is_noticed(monkeypatch):
+    monkeypatch.setattr(doctor, "own_address", lambda: None)
+    assert doctor.check_network().state == NOTE
+    monkeypatch.setattr(doctor, "own_address", lambda: "192.168.43.1")
+    assert "192.168.43.1" in doctor.check_network().text
 
 
 def test_the_verdict_names_what_is_to_be_mended(monkeypatch, capsys):

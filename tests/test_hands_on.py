@@ -407,6 +407,80 @@ def test_a_widget_leaves_one_static_picture_where_nobody_can_move_it(tmp_path):
 # -------------------------------------------------------------------------------------- the slides
 
 
+# As npm behaves: without a network, in a network that lets nothing through, and when it gives
+# nothing for no reason.
+FAILING_NPMS = {
+    "offline": ("exit 1", "npm could not fetch reveal.js@4.6.1"),
+    "silent": ("exec sleep 60", "npm had no reveal.js@4.6.1 after 0.2 s"),
+    "nothing": ("exit 0", "npm could not fetch reveal.js@4.6.1"),
+}
+
+
+def install_npm(folder: Path, monkeypatch, script: str) -> None:
+    """A program called npm, the only one of that name."""
+    program = folder / "npm"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the programs are shell scripts")
+@pytest.mark.parametrize("kind", FAILING_NPMS)
+def test_slides_that_npm_cannot_fetch_fail_in_one_line(monkeypatch, tmp_path, capsys, kind):
+    import slides as program
+
+    script, reason = FAILING_NPMS[kind]
+    install_npm(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(program, "PATIENCE", 0.2 if kind == "silent" else 60)
+    monkeypatch.setattr(sys, "argv", ["slides.py", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    advice = "slides need npm and a network once: make them before the room, on the stick"
+    assert ended.value.code == f"error: {advice} ({reason})"
+    assert capsys.readouterr().out == "fetching reveal.js@4.6.1 from npm\n"
+    # What was not fetched whole isn't taken for fetched by the next try.
+    assert [file.name for file in (tmp_path / "out" / "assets").iterdir()] == ["no-mermaid.js"]
+
+
+def test_slides_without_npm_fail_in_one_line(monkeypatch, tmp_path):
+    import slides as program
+
+    monkeypatch.setattr(program.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["slides.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert "make them before the room, on the stick (npm is missing" in ended.value.code
+    assert "\n" not in ended.value.code
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the programs are shell scripts")
+def test_each_package_of_slides_is_announced_and_fetched_once(monkeypatch, tmp_path, capsys):
+    import slides as program
+
+    packed = tmp_path / "package"
+    for parts in program.PACKAGES.values():
+        for part in parts:
+            file = packed / part if part.endswith(".js") else packed / part / "some.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(part, encoding="utf-8")
+    (packed / "README").write_text("not needed", encoding="utf-8")
+    # npm pack PACKAGE ... --pack-destination FOLDER: the last argument is where it goes.
+    install_npm(
+        tmp_path, monkeypatch, f'for last; do :; done; tar -czf "$last/x.tgz" -C {tmp_path} package'
+    )
+    program.fetch_assets(tmp_path / "out")
+    expected = [f"fetching {package} from npm" for package in program.PACKAGES]
+    assert capsys.readouterr().out.splitlines() == expected
+    for package, parts in program.PACKAGES.items():
+        target = tmp_path / "out" / "assets" / package.partition("@")[0]
+        for part in parts:
+            assert (target / part).exists(), (package, part)
+        tops = {file.name for file in target.iterdir()}
+        assert tops == {part.partition("/")[0] for part in parts}, package
+    program.fetch_assets(tmp_path / "out")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory) -> Path:
     """A folder with the slides of three notebooks."""

@@ -6,12 +6,15 @@ import concurrent.futures
 import io
 import json
 import math
+import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -30,12 +33,13 @@ for module in ("starlette", "uvicorn", "qrcode", "httpx"):
 
 import httpx
 
-from qwen2vl_app.web import limits, sessions, uploads, workers
+from qwen2vl_app.web import addresses, limits, sessions, uploads, workers
 from qwen2vl_app.web.openai_api import StopCutter
-from qwen2vl_app.web.serve import join_address, open_port, qr_svg
+from qwen2vl_app.web.serve import join_address, open_port, print_addresses, qr_svg
 from tests.helpers.page import Visitor, serving, wait_until
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 STATIC = Path(limits.__file__).parent / "static"
 SHAPES = (EXAMPLES / "shapes.png").read_bytes()
 
@@ -737,11 +741,30 @@ def test_batch_and_the_page_exclude_each_other(capsys):
     assert "--web" in line and "--batch" in line
 
 
-def test_a_port_that_is_taken_is_named(capsys):
+def test_a_port_that_is_taken_is_named_with_the_next_free_one(capsys):
     with open_port("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert main(["--web", "--port", str(port)]) == 2
-        assert f"--port {port}" in capsys.readouterr().err.splitlines()[-1]
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"--port {port}: " in said
+        advised = int(said.rpartition("; try --port ")[2])
+        assert advised > port
+        open_port("127.0.0.1", advised).close()
+
+
+def test_the_next_free_port_passes_over_those_that_are_taken():
+    with open_port("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        found = addresses.next_free_port("127.0.0.1", port)
+        with open_port("127.0.0.1", found):
+            assert addresses.next_free_port("127.0.0.1", port) > found
+    assert addresses.next_free_port("127.0.0.1", 65535) is None
+
+
+def test_a_host_that_is_no_machine_of_ours_is_advised_no_other_port():
+    with pytest.raises(OSError, match=r"^cannot serve at --host 192\.0\.2\.99 --port 8000: ") as e:
+        open_port("192.0.2.99", 8000)
+    assert "try --port" not in str(e.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
@@ -775,7 +798,84 @@ def test_only_this_machine_is_served_unless_asked():
     assert join_address("localhost", 8000) is None
     assert join_address("::1", 8000) is None
     assert join_address("192.0.2.7", 8000) == "http://192.0.2.7:8000/"
+    assert join_address("2001:db8::7", 8000) == "http://[2001:db8::7]:8000/"
     assert "<svg" in qr_svg("http://192.0.2.7:8000/")
+
+
+IN_A_ROOM = """
+from qwen2vl_app.web.addresses import address_towards_the_internet, own_address
+print(address_towards_the_internet(), own_address())
+"""
+
+
+@pytest.fixture
+def room() -> Iterator[str]:
+    """A network namespace: a machine with no interface but its loopback, and no way out."""
+    name = f"room-{os.getpid()}"
+    if shutil.which("ip") is None:
+        pytest.skip("ip is not installed, which makes rooms without a network")
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no network namespace can be made here (not root?)")
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.mark.parametrize("address", ["192.168.43.1", "10.42.0.1", "172.20.10.2"])
+def test_an_address_is_found_without_a_gateway(room, address):
+    """As on a hotspot of one's own, or behind a router without internet."""
+
+    def inside(*command: str) -> str:
+        arguments = ["ip", "netns", "exec", room, *command]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+        if done.returncode and command[0] == "ip":
+            pytest.skip(f"no interface can be made here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    ask = (sys.executable, "-c", IN_A_ROOM)
+    assert inside(*ask) == "None None"
+    inside("ip", "link", "set", "lo", "up")
+    assert inside(*ask) == "None None"
+    inside("ip", "link", "add", "wifi", "type", "veth", "peer", "name", "phone")
+    inside("ip", "addr", "add", f"{address}/24", "dev", "wifi")
+    assert inside(*ask) == "None None"  # not connected
+    inside("ip", "link", "set", "phone", "up")
+    inside("ip", "link", "set", "wifi", "up")
+    assert inside(*ask) == f"None {address}"
+
+
+def test_of_all_addresses_the_first_that_others_can_reach_is_taken(monkeypatch, amount):
+    """In any order, and some from the interfaces, some from the machine's name."""
+    useless = ["127.0.0.1", "127.0.1.1", "169.254.7.9", "0.0.0.0"]
+    useful = ["192.168.43.1", "10.0.0.7", "172.20.10.2", "100.64.3.4"]
+    monkeypatch.setattr(addresses, "address_towards_the_internet", lambda: None)
+    rng = random.Random(0)
+    for _ in range(amount(50, 2000)):
+        found = rng.sample(useless + useful, rng.randrange(9))
+        cut = rng.randint(0, len(found))
+        monkeypatch.setattr(addresses, "interface_addresses", lambda found=found[:cut]: found)
+        monkeypatch.setattr(addresses, "named_addresses", lambda found=found[cut:]: found)
+        reachable = [address for address in found if address in useful]
+        expected = reachable[0] if reachable else None
+        assert addresses.own_address() == expected, found
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_an_address_one_line_says_what_to_do(monkeypatch, capsys, host):
+    monkeypatch.setattr("qwen2vl_app.web.serve.own_address", lambda: None)
+    print_addresses(host, 8000, join_address(host, 8000))
+    page, advice = capsys.readouterr().err.splitlines()
+    assert "http://127.0.0.1:8000/" in page
+    assert "hotspot" in advice and "--host YOUR-ADDRESS" in advice
+
+
+def test_who_serves_this_machine_alone_is_told_of_no_missing_address(capsys):
+    for host in ("127.0.0.1", "localhost", "::1"):
+        print_addresses(host, 8000, join_address(host, 8000))
+        assert len(capsys.readouterr().err.splitlines()) == 1, host
 
 
 def test_a_full_queue_is_said(tiny, monkeypatch):

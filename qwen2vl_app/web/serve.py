@@ -1,5 +1,6 @@
 """Start the server: say where the page is, with a QR code for phones, and serve until Ctrl-C."""
 
+import errno
 import io
 import ipaddress
 import signal
@@ -12,6 +13,7 @@ import uvicorn
 
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLForConditionalGeneration
+from qwen2vl_app.web.addresses import NO_ADDRESS, listen, next_free_port, own_address
 from qwen2vl_app.web.limits import MAX_CONNECTIONS
 from qwen2vl_app.web.server import PageServer
 
@@ -59,15 +61,13 @@ def serve(
 def open_port(host: str, port: int) -> socket.socket:
     """A socket that listens; OSError names host and port if that can't be."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)  # visitors who come before the server has started wait
+        return listen(host, port)
     except OSError as error:
         reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            free = next_free_port(host, port)
+            reason += "" if free is None else f"; try --port {free}"
         raise OSError(f"cannot serve at --host {host} --port {port}: {reason}") from None
-    return listener
 
 
 def join_address(host: str, port: int) -> str | None:
@@ -81,18 +81,12 @@ def join_address(host: str, port: int) -> str | None:
     except ValueError:  # a name
         if host == "localhost":
             return None
-    return f"http://{host}:{port}/"
+    return f"http://{in_address(host)}:{port}/"
 
 
-def own_address() -> str | None:
-    """This machine's address in its network; None without one."""
-    # A datagram socket that is "connected" sends nothing, but has the address it would send from.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # of the block for documentation: nobody's
-        except OSError:
-            return None
-        return probe.getsockname()[0]
+def in_address(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def qr_svg(address: str) -> str:
@@ -105,8 +99,9 @@ def qr_svg(address: str) -> str:
 def print_addresses(host: str, port: int, join: str | None) -> None:
     """Where the page is, on stderr; for a class with a QR code."""
     here = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    shown = f"[{here}]" if ":" in here else here
-    print(f"the page: http://{shown}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
+    print(f"the page: http://{in_address(here)}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
+    if join is None and here != host:  # others were to be served
+        print(NO_ADDRESS, file=sys.stderr)
     if join is not None:
         print(f"for other machines in this network: {join}", file=sys.stderr)
         code = qrcode.QRCode(border=2)
