@@ -6,6 +6,7 @@ follow it, and compute whatever it computes (followers.py).
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -94,7 +95,9 @@ class Launch:
         """At the end of this process: the others need it no more."""
         assert self.lifeline is not None
         if self.has_followers and not self.lifeline.has_spoken:
-            send(None)
+            # After Ctrl-C the others may have ended already, each by its own signal.
+            with contextlib.suppress(RuntimeError):
+                send(None)
         elif self.is_command_line and own_number() == 0:
             # There was nothing to compute, but the others are waiting for that.
             self.lifeline.report("", status=0)
