@@ -284,10 +284,13 @@ def add_slides(out: Path, asked: bool) -> None:
 
 
 def make_slides(out: Path) -> str | None:
-    """Run slides.py of the copy; gives the reason if it fails, and leaves no half of them."""
+    """Run slides.py of the copy; gives the reason if it fails.
+
+    Their index.html, which is written last, is there only if all are.
+    """
     program = out / REPOSITORY / "notebooks" / "slides.py"
     folder = out / "slides"
-    (folder / "index.html").unlink(missing_ok=True)  # it is written last
+    (folder / "index.html").unlink(missing_ok=True)
     command = [sys.executable, str(program), str(folder)]
     done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, check=False)
     if done.returncode == 0:

@@ -36,7 +36,9 @@ import httpx
 from qwen2vl_app.web import addresses, limits, sessions, uploads, workers
 from qwen2vl_app.web.openai_api import StopCutter
 from qwen2vl_app.web.serve import join_address, open_port, print_addresses, qr_svg
+from tests.helpers import page_drawings
 from tests.helpers.page import Visitor, serving, wait_until
+from tests.helpers.page_drawings import COLOURS, CORNERS, circle_and_star, one_shape
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -88,6 +90,65 @@ def test_answers_are_those_of_a_conversation_without_a_server(visitor, tiny):
 def test_a_drawn_red_circle_is_seen(visitor):
     answer = visitor.ask("Describe this image.", [visitor.upload(red_circle()).json()["id"]])
     assert "red" in answer and "circle" in answer
+
+
+def course_page() -> str:
+    """The part of the course's README about the page, its lines joined."""
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    return " ".join(text.partition("\n## The page\n")[2].partition("\n## ")[0].split())
+
+
+def test_the_four_questions_of_the_course_work(tiny, amount):
+    """Those of notebooks/README.md, about a red circle to the left of a blue star."""
+    listed = course_page().partition("to the left of a blue star: ")[2].partition(" 4. ")[0]
+    questions = re.findall("“(.+?)”", listed)
+    assert len(questions) == 4
+    expected = ["A red circle and a blue star.", "The red circle.", "Two."]
+    expected.append("the blue star<|object_ref_end|><|box_start|>")
+    rng = random.Random(0)
+    wrong = []
+    trials = amount(1, 40)
+    for _ in range(trials):
+        image = circle_and_star(rng)
+        for question, wanted in zip(questions, expected, strict=True):
+            content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+            answer = "".join(Conversation(*tiny).ask(content))
+            if wanted not in answer:
+                wrong.append((question, answer))
+    assert len(wrong) <= trials // 10, wrong
+
+
+@pytest.mark.parametrize("shape", CORNERS)
+def test_filled_shapes_are_answered_right_and_outlines_wrong(tiny, amount, shape):
+    """The planned failure of notebooks/README.md, and that filling mends it."""
+    rng = random.Random(1)
+    trials = amount(1, 20)
+    # With the shape's button; with the pen alone; with the pen, then filled.
+    ways = {"button": (False, True), "outline": (True, False), "filled": (True, True)}
+    num_right = dict.fromkeys(ways, 0)
+    for _ in range(trials):
+        colour = rng.choice(list(COLOURS))
+        for way, (pen, fill) in ways.items():
+            image = one_shape(rng, colour, shape, pen, fill)
+            content = [{"type": "image", "image": image}]
+            content.append({"type": "text", "text": "Describe this image."})
+            answer = "".join(Conversation(*tiny).ask(content))
+            num_right[way] += answer == f"A {colour} {shape}."
+    assert num_right["button"] >= 0.9 * trials
+    assert num_right["outline"] <= 0.1 * trials
+    if shape in ("circle", "square"):  # the pen's width rounds the corners of others
+        assert num_right["filled"] >= 0.9 * trials
+
+
+def test_drawings_of_the_tests_are_those_of_the_page():
+    script = (STATIC / "sketch.js").read_text(encoding="utf-8")
+    for colour, value in COLOURS.items():
+        assert f'{colour}: "{value}"' in script
+    assert f'GROUND = "{page_drawings.GROUND}"' in script
+    assert f"width: {round(100 * page_drawings.PEN)} }}" in script
+    width, height = page_drawings.SIZE
+    pictures = (STATIC / "pictures.js").read_text(encoding="utf-8")
+    assert f"DRAWING = [{width}, {height}]" in pictures
 
 
 def test_the_file_reaches_the_model_as_it_was_sent(visitor, served):
