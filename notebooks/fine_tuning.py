@@ -129,14 +129,27 @@ def share_right(answers: list[str], names: list[str]) -> float:
 
 
 def make_batch(
-    processor: Qwen2VLProcessor, images: dict[str, Image.Image], names: list[str]
+    processor: Qwen2VLProcessor,
+    images: dict[str, Image.Image],
+    names: list[str],
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """Inputs and labels for images with the answers that are taught."""
+    """Inputs and labels for images with the answers that are taught, on the model's device."""
     conversations = [conversation(images[name], answer_for(name)) for name in names]
     batch = processor.apply_chat_template(
         conversations, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    return {**batch, "labels": answer_labels(batch.input_ids, processor)}
+    tensors = {**batch, "labels": answer_labels(batch.input_ids, processor)}
+    return {key: x.to(device) for key, x in tensors.items()}
+
+
+def show_adapter(folder: Path, base: str, images: Path, name: str) -> None:
+    """Print an adapter's files, and the command that asks it about the image of that name."""
+    for file in sorted(folder.iterdir()):
+        print(f"{file.name}: {file.stat().st_size:,} bytes")
+    [image] = images.expanduser().glob(f"{name}.*")
+    options = f"--model {folder.name} --base {base} --max-pixels {SIDE**2}"
+    print(f"qwen2vl {options} --image '{image}'")
 
 
 # ------------------------------------------------------------------------------------ what it costs

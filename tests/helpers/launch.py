@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers.interrupts import take_interrupts
+
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 900.0  # until a launch counts as hanging
 
@@ -49,6 +51,7 @@ class Launch:
                     stdin=subprocess.PIPE if stdin and rank == 0 else subprocess.DEVNULL,
                     stdout=subprocess.PIPE if stdout is None else open(stdout, "w"),  # noqa: SIM115
                     stderr=subprocess.PIPE,
+                    preexec_fn=take_interrupts,
                 )
             )
 
