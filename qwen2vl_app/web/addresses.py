@@ -46,7 +46,8 @@ def interface_addresses() -> list[str]:
         return []
     import fcntl  # Windows has none
 
-    hardware, virtual = [], []
+    hardware: list[str] = []
+    virtual: list[str] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             # What the system is asked with: the name in 16 bytes, and room for its answer.
