@@ -95,7 +95,8 @@ class ChatTurns:
         return self.time_first_token(self.ids[:, : self.ends[turn]], self.new_cache(), None, True)
 
     def ours_alone(self) -> Run:
-        new = self.ids[:, self.ends[0] + 1 : self.ends[1]]
+        """As many tokens as turn 2 reads, on an empty cache."""
+        new = self.ids[:, self.held(1) : self.ends[1]]
         return self.time_first_token(new, self.new_cache(), None, False)
 
     def time_first_token(
