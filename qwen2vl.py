@@ -1288,12 +1288,11 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         model.attn_implementation = pick_attention(attn_implementation, device, dtype)
         check_attention_runs(model.attn_implementation, device, dtype)
 
-        one_by_one = int8 or int4
-        if adapter is None:
-            weights = load.read_weights(headers, device, dtype, one_by_one, place.part)
-        else:
-            whole = load.read_weights(headers, device, dtype, one_by_one)
-            weights = place.cut(adapter.merge(whole))
+        # An adapter is merged into whole weights, of which a process then keeps its part.
+        part = place.part if adapter is None else None
+        weights = load.read_weights(headers, device, dtype, one_by_one=int8 or int4, part=part)
+        if adapter is not None:
+            weights = place.cut(adapter.merge(weights))
             model.config = replace(model.config, tie_word_embeddings=adapter.stays_tied)
         for path, tensor in weights:
             model.set_parameter(path, place.move(path, tensor))

@@ -10,6 +10,7 @@ from measure import seconds
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from benchmarks.shapes import SHAPES
 from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras.media import load_image
@@ -157,40 +158,8 @@ def show_adapter(folder: Path, base: str, images: Path, name: str) -> None:
 
 def official_2b() -> Qwen2VLForConditionalGeneration:
     """The official 2B model's shape, without weights."""
-    config = {
-        "model_type": "qwen2_vl",
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1_000_000.0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_config": {
-            "depth": 32,
-            "embed_dim": 1280,
-            "hidden_size": 1536,
-            "num_heads": 16,
-            "mlp_ratio": 4,
-            "in_chans": 3,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-    }
     with torch.device("meta"):
-        return Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
+        return Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(SHAPES["shape:2b"]))
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -20,6 +20,13 @@ from torch import Tensor
 from processor import Qwen2VLImageProcessor, sample_frames, smart_resize
 from qwen2vl import Qwen2VLConfig
 
+# What all sliders have: a picture is drawn when the hand lets go.
+LOOK = {
+    "continuous_update": False,
+    "style": {"description_width": "10em"},
+    "layout": {"width": "36em"},
+}
+
 
 def show(draw: Callable[..., None], controls: dict[str, ipywidgets.Widget]) -> None:
     """Sliders, and below them what draw(...) draws from their values."""
@@ -33,14 +40,7 @@ def show(draw: Callable[..., None], controls: dict[str, ipywidgets.Widget]) -> N
 def whole(name: str, value: int, least: int, most: int, step: int = 1) -> ipywidgets.IntSlider:
     """A slider for a whole number, with its name in front."""
     return ipywidgets.IntSlider(
-        value=value,
-        min=least,
-        max=most,
-        step=step,
-        description=name,
-        continuous_update=False,
-        style={"description_width": "10em"},
-        layout={"width": "36em"},
+        value=value, min=least, max=most, step=step, description=name, **LOOK
     )
 
 
@@ -49,14 +49,7 @@ def decimal(
 ) -> ipywidgets.FloatSlider:
     """A slider for a number with a fraction."""
     return ipywidgets.FloatSlider(
-        value=value,
-        min=least,
-        max=most,
-        step=step,
-        description=name,
-        continuous_update=False,
-        style={"description_width": "10em"},
-        layout={"width": "36em"},
+        value=value, min=least, max=most, step=step, description=name, **LOOK
     )
 
 

@@ -23,8 +23,7 @@ from qwen2vl import (
     next_token,
 )
 from qwen2vl_extras import compiled, distributed, flash
-from qwen2vl_extras.quantization import Quantization
-from tests.helpers.fake_cuda import fake_cuda
+from tests.helpers.fake_cuda import fake_cuda, fake_model
 
 CUDA = torch.device("cuda:0")
 OFFICIAL = {"2b": SHAPES["shape:2b"], "7b": SHAPES["shape:7b"], "72b": SHAPE_72B}
@@ -43,25 +42,6 @@ def small(shape: dict) -> Qwen2VLConfig:
     config = dict(shape, num_hidden_layers=2)
     config["vision_config"] = dict(shape["vision_config"], depth=2)
     return Qwen2VLConfig.from_dict(config)
-
-
-def model_on_cuda(
-    config: Qwen2VLConfig,
-    dtype: torch.dtype,
-    int8: bool = False,
-    part: distributed.Part | None = None,
-) -> Qwen2VLForConditionalGeneration:
-    """A model with fake weights on CUDA, whole or in part."""
-    with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(config).eval()
-    shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
-    rounding = Quantization(shapes, int8=int8, int4=False)
-    for path, shape in shapes.items():
-        held = shape if part is None else part.shape_of(path, shape)
-        model.set_parameter(path, torch.empty(held, device=CUDA, dtype=dtype))
-        rounding.round_layer(model, path)
-    model.tie_weights()
-    return model
 
 
 def check(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -100,7 +80,7 @@ def run_all(model: Qwen2VLForConditionalGeneration, implementation: str) -> None
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "chunked", "flash_attention_2"])
 @pytest.mark.parametrize("name", ["2b", "7b"])
 def test_the_official_shapes_run_with_every_attention(fake, name, implementation):
-    run_all(model_on_cuda(small(OFFICIAL[name]), torch.bfloat16), implementation)
+    run_all(fake_model(small(OFFICIAL[name]), torch.bfloat16), implementation)
 
 
 @torch.no_grad()
@@ -131,7 +111,7 @@ def test_pytorchs_flash_kernel_takes_grouped_heads_of_packed_rows(fake, heads, c
 @pytest.mark.parametrize("name", ["2b", "7b"])
 def test_int8_weights_run_with_few_and_with_many_rows(fake, name):
     """Few go through the int8 kernel, many through a product with unpacked weights."""
-    model = model_on_cuda(small(OFFICIAL[name]), torch.bfloat16, int8=True)
+    model = fake_model(small(OFFICIAL[name]), torch.bfloat16, int8=True)
     assert model.lm_head.weight.dtype == torch.int8
     assert model.lm_head.weight.device == CUDA
     run_all(model, "sdpa")
@@ -155,7 +135,7 @@ class StepWithoutGraph(compiled.CompiledStep):
 def test_the_step_that_becomes_a_cuda_graph_runs(fake, monkeypatch, name, int8, batch):
     monkeypatch.setattr(compiled, "compile_once", lambda function: function)
     monkeypatch.setattr(torch._dynamo, "mark_dynamic", lambda tensor, axis: None)
-    model = model_on_cuda(small(OFFICIAL[name]), torch.bfloat16, int8)
+    model = fake_model(small(OFFICIAL[name]), torch.bfloat16, int8=int8)
     cache = model.make_cache(batch, 12)
     cache.length = 7
     mask = torch.ones(batch, 7, dtype=torch.int64, device=CUDA)
@@ -201,7 +181,7 @@ def test_a_process_of_several_runs_its_part_of_an_official_shape(monkeypatch, na
             monkeypatch.setattr(device_mesh, "init_device_mesh", lambda kind, size, mesh=mesh: mesh)
             with fake_cuda():
                 part = distributed.Part(config, rank, count, "cuda:0", count)
-                model = model_on_cuda(config, torch.bfloat16, part=part)
+                model = fake_model(config, torch.bfloat16, part=part)
                 distributed.share(model, part)
                 run_all(model, "sdpa")
                 held = max(1, config.num_key_value_heads // count)

@@ -14,7 +14,7 @@ import torch
 
 from qwen2vl import AttentionMask, KVCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import spread
-from tests.helpers.fake_cuda import fake_cuda
+from tests.helpers.fake_cuda import fake_cuda, fake_model
 from tests.helpers.reference import random_config, random_inputs, random_pair
 
 CPU = torch.device("cpu")
@@ -137,12 +137,9 @@ def fake() -> Iterator[tuple[Qwen2VLForConditionalGeneration, spread.Layout]]:
     config = random_config(1)
     config.update(num_hidden_layers=3)
     with fake_cuda():
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config)).eval()
         devices = [torch.device("cuda:0")] * 2 + [torch.device("cuda:1")]
-        layout = spread.Layout(model.config, devices)
-        for path, p in list(model.named_parameters()):
-            model.set_parameter(path, torch.empty(p.shape, device=layout.device_of(path)))
-        model.tie_weights()
+        layout = spread.Layout(Qwen2VLConfig.from_dict(config), devices)
+        model = fake_model(layout.config, torch.float32, layout.device_of)
         yield model, layout
 
 

@@ -124,6 +124,7 @@ class PageServer:
         self.join = join
         self.join_svg = join_svg
         self.knows = knows
+        self.examples: dict[str, list[dict[str, object]]] = {}  # their frames, by the clip's name
         self.sessions = Sessions(model, processor)
         num_parameters = sum(p.numel() for p in model.parameters())
         is_small = num_parameters < SMALL_MODEL and model.device.type == "cpu"
@@ -266,8 +267,10 @@ class PageServer:
         known = {path.name: path for path in (STATIC / "examples").glob("*.mp4")}
         if name not in known:
             raise Refused("there is no such clip here", 404)
-        upload = check_upload("video", known[name].read_bytes())
-        return JSONResponse({"frames": await self.frames_of(upload)})
+        if name not in self.examples:  # every visitor asks for them, and they stay as they are
+            upload = check_upload("video", known[name].read_bytes())
+            self.examples[name] = await self.frames_of(upload)
+        return JSONResponse({"frames": self.examples[name]})
 
     # ---------------------------------------------------------------------------------- questions
 

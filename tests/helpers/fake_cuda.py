@@ -14,6 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from qwen2vl_extras import distributed
+from qwen2vl_extras.quantization import Quantization
+
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
@@ -23,6 +27,29 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(Tensor, "__setitem__", assign)
         with FakeTensorMode(), WithoutSwitching():
             yield
+
+
+def fake_model(
+    config: Qwen2VLConfig,
+    dtype: torch.dtype,
+    device_of: Callable[[str], torch.device] = lambda path: torch.device("cuda:0"),
+    int8: bool = False,
+    part: distributed.Part | None = None,
+) -> Qwen2VLForConditionalGeneration:
+    """A model with fake weights, whole or the part of one process. Within `fake_cuda` only.
+
+    device_of: tells where the parameter of that path is.
+    """
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(config).eval()
+    shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
+    rounding = Quantization(shapes, int8=int8, int4=False)
+    for path, shape in shapes.items():
+        held = shape if part is None else part.shape_of(path, shape)
+        model.set_parameter(path, torch.empty(held, device=device_of(path), dtype=dtype))
+        rounding.round_layer(model, path)
+    model.tie_weights()
+    return model
 
 
 class WithoutSwitching(TorchFunctionMode):
