@@ -4,6 +4,7 @@ Python raises KeyboardInterrupt wherever the program happens to be. Inside `main
 line that is caught; while files are imported, or when Python ends, nobody is there to catch it.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ def exit_on_ctrl_c() -> None:
     """From now on Ctrl-C ends the process at once; where it is ignored, that stays so."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, exit_at_once)
+        # Python's last steps drop every handler, and Ctrl-C would kill what has already answered.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         sys.unraisablehook = report_unraisable
 
 
