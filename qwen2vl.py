@@ -56,6 +56,7 @@ from qwen2vl_extras import (
     packed_saving,
     placement,
     processes,
+    products,
     repeats,
     schemas,
     spread,
@@ -329,8 +330,9 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> T
     """The definition, for one key-value head and some queries at a time: (B, H, T, d).
 
     The scores of a chunk stay in the CPU's cache and are gone when the next chunk comes, so
-    memory grows with T + S instead of T * S. The default on CPUs for 16-bit dtypes: in
-    bfloat16 it is twice as fast there as PyTorch's fused attention.
+    memory grows with T + S instead of T * S. The default for 16-bit dtypes on CPUs that
+    multiply these themselves: in bfloat16 it is twice as fast there as PyTorch's fused
+    attention, and on other CPUs thirty times slower.
     """
     batch, num_heads = q.shape[:2]
     num_kv_heads = k.shape[1]
@@ -389,8 +391,8 @@ def pick_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The implementation asked for; "auto" is the fastest of those that run everywhere."""
     if name != "auto":
         return name
-    # On a CPU sdpa is slow in 16-bit dtypes.
-    if device.type == "cpu" and dtype.itemsize == 2:
+    # A CPU that multiplies 16-bit numbers itself does so faster than sdpa, which converts them.
+    if device.type == "cpu" and dtype.itemsize == 2 and products.multiplies(dtype):
         return "chunked"
     return "sdpa"
 
@@ -1240,12 +1242,13 @@ class Qwen2VLForConditionalGeneration(nn.Module):
 
         dtype: "auto" is the checkpoint's own; torch_dtype is its older name. device_map:
         "auto" is CUDA, else MPS, else the CPU, and for "tiny" the CPU. attn_implementation:
-        "auto" is sdpa, and on a CPU in half precision chunked. int8: keep all matrices as
-        int8 with a scale for each row. base: where `name` is a LoRA adapter, the checkpoint
-        that it is merged into; by default the Hub repository that the adapter names. int4: keep
-        the decoder's matrices in four bits and those of tokens in int8. The official AWQ and
-        GPTQ checkpoints need neither: what is packed there stays packed. tp_plan: "auto" shares
-        the model among the processes of torchrun, as device_map="auto" does there.
+        "auto" is sdpa, and chunked for 16-bit dtypes on a CPU that multiplies them. int8: keep
+        all matrices as int8 with a scale for each row. base: where `name` is a LoRA adapter,
+        the checkpoint that it is merged into; by default the Hub repository that the adapter
+        names. int4: keep the decoder's matrices in four bits and those of tokens in int8. The
+        official AWQ and GPTQ checkpoints need neither: what is packed there stays packed.
+        tp_plan: "auto" shares the model among the processes of torchrun, as device_map="auto"
+        does there.
         """
         is_shared = distributed.wants_processes(tp_plan, device_map)
         folder, adapter_folder = load.find_base_and_adapter(name, base)
@@ -1297,6 +1300,7 @@ class Qwen2VLForConditionalGeneration(nn.Module):
         for path, tensor in weights:
             model.set_parameter(path, place.move(path, tensor))
             quantization.round_layer(model, path)
+        del tensor  # the last one, say of the head, of which the model may hold a rounded copy
         quantization.read_packed(model, place.device_of, dtype)
         model.tie_weights()  # once more: the embedding table is another tensor now
         model.generation_config = GenerationConfig(load.read_generation_config(folder))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.settings import REFERENCE, Settings
 from benchmarks.shapes import SHAPES
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from qwen2vl_extras.placement import Placement
 from qwen2vl_extras.quantization import Quantization
 
 if TYPE_CHECKING:  # the package may be missing
@@ -108,6 +109,7 @@ class Models:
         for path, p in list(model.named_parameters()):
             model.set_parameter(path, self.random_weight(path, p.shape, noise))
         model.tie_weights()
+        Placement(self.device).finish(model)  # as from_pretrained does
         return model.eval()
 
     def random_weight(self, path: str, shape: torch.Size, noise: Tensor) -> Tensor:
@@ -143,6 +145,7 @@ class Models:
             model.set_parameter(path, p.detach())
             quantization.round_layer(model, path)
         model.tie_weights()
+        Placement(self.device).finish(model)
         return model.eval()
 
     def build_reference(self) -> "ReferenceModel":

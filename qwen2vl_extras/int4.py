@@ -13,13 +13,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from qwen2vl_extras import products
 from qwen2vl_extras.packed_layout import ROWS_AT_ONCE, GroupedWeight
 
 KERNEL_GROUPS = (256, 128, 64, 32)  # the sizes of groups that PyTorch's products know
 ROWS_MULTIPLE = 16  # outputs come in multiples of this
 MIDDLE = 8  # the products take it off every code
-# From this many rows of x on, unpacked weights are faster, if the CPU multiplies bfloat16 itself.
-MANY_ROWS = 128
+MANY_ROWS = 128  # from this many rows of x on, unpacked weights are faster on a CPU
 
 
 # -------------------------------------------------------------------------------- what can be held
@@ -154,14 +154,11 @@ class Int4Linear(nn.Linear):
 def uses_packed_product(rows: Tensor) -> bool:
     """Whether PyTorch's product of four bits is used, or the weight is unpacked a part at a time.
 
-    On a CPU the product is fast in bfloat16 only. Unpacked weights are faster for many rows,
-    where the CPU's vector units are wide enough for matrix products in bfloat16.
+    On a CPU the product is fast in bfloat16 only, and slower for many rows than unpacking.
     """
     if rows.is_cuda:
         return True
-    if rows.dtype != torch.bfloat16:
-        return False
-    return len(rows) < MANY_ROWS or torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return rows.dtype == torch.bfloat16 and len(rows) < MANY_ROWS
 
 
 def packed_product(
@@ -279,12 +276,14 @@ def unpacked_product(
 ) -> Tensor:
     """rows (n, in) times a weight packed for a CPU, unpacked a part at a time: (n, out)."""
     y = rows.new_empty(len(rows), len(weight))
+    dtype = torch.float32 if products.needs_float32(rows) else rows.dtype
+    rows = rows.to(dtype)
     for part in parts:
         outputs = part.outputs()
-        scales, zeros = scales_and_zeros[:, outputs].unbind(-1)  # (groups, outputs)
+        scales, zeros = scales_and_zeros[:, outputs].to(dtype).unbind(-1)  # (groups, outputs)
         # Whole numbers up to 15 are exact in every dtype.
-        steps = part.codes(weight, rows.shape[1]).to(rows.dtype) - MIDDLE
+        steps = part.codes(weight, rows.shape[1]).to(dtype) - MIDDLE
         steps = steps.unflatten(0, (len(scales), -1))  # (groups, size, outputs)
         unpacked = torch.addcmul(zeros[:, None], steps, scales[:, None])
-        y[:, outputs] = rows @ unpacked.flatten(0, 1)
+        y[:, outputs] = (rows @ unpacked.flatten(0, 1)).to(y.dtype)
     return y

@@ -5,6 +5,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwen2vl_extras import products
+
 # From this many rows on the weight is unpacked first: a matrix product in the dtype of x is
 # faster then.
 MANY_ROWS = 64
@@ -27,6 +29,8 @@ class Int8Linear(nn.Linear):
         rows = x.numel() // x.shape[-1]
         if rows < MANY_ROWS:
             y = torch._weight_int8pack_mm(x.reshape(rows, -1), self.weight, self.scale)
+        elif products.needs_float32(x):
+            y = products.in_float32(x, self.weight) * self.scale
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
         y = y.view(*x.shape[:-1], -1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qwen2vl_extras import distributed, spread
+from qwen2vl_extras import distributed, products, spread
 from qwen2vl_extras.devices import available_memory, free_cuda_memory, pick_device
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
@@ -41,6 +41,8 @@ class Placement:
         """Let a model with such weights run as any other does."""
         if self.part is not None:
             distributed.share(model, self.part)
+        else:
+            products.widen(model)
         if self.layout is not None:
             spread.attach(model, self.layout)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn as nn
 
 from qwen2vl import Qwen2VLForConditionalGeneration
+from qwen2vl_extras import products
 from qwen2vl_extras.int8 import MANY_ROWS, Int8Embedding, Int8Linear, quantize
 from tests.helpers.reference import error
 from tiny.evaluate import answer_questions, random_question
@@ -17,8 +18,11 @@ PRODUCT_ERROR = {torch.float32: 2e-6, torch.bfloat16: 0.01}
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("multiplies", [True, False], ids=["multiplies", "does not"])
 @torch.no_grad()
-def test_int8_layers_multiply_by_the_rounded_weight(dtype, bias):
+def test_int8_layers_multiply_by_the_rounded_weight(dtype, bias, multiplies, monkeypatch):
+    """On CPUs that multiply bfloat16 themselves, and on others."""
+    monkeypatch.setattr(products, "multiplies", lambda dtype: multiplies or dtype == torch.float32)
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(96, 64, bias, dtype=dtype)
     weight = torch.randn(64, 96, generator=generator).to(dtype)

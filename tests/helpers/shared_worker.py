@@ -76,7 +76,6 @@ def run(folder: Path) -> dict[str, object]:
     settings = {"max_new_tokens": NEW_TOKENS, "eos_token_id": -1}
     result: dict[str, object] = {
         "memory": memory.peak - memory.start,
-        "logits": model(**inputs).logits,
         "tokens": model.generate(**inputs, **settings, do_sample=False),
         # Without a seed: each process has random numbers of its own.
         "drawn": model.generate(**inputs, **settings, temperature=1.0),
@@ -89,6 +88,7 @@ def run(folder: Path) -> dict[str, object]:
     longer = torch.cat((mask, torch.ones_like(token)), dim=1)
     with Exchanges() as exchanges:
         step = model(token, longer, past_key_values=cache, rope_deltas=out.rope_deltas)
+    result["logits"] = out.logits
     result["step"] = step.logits
     result["exchanged"] = exchanges.nbytes
     result["cache heads"] = cache.keys.shape[2]

@@ -1,0 +1,66 @@
+"""Products with 16-bit weights on CPUs that can't multiply 16-bit numbers: computed in float32.
+
+There PyTorch's product of many rows takes five times as long in bfloat16 or float16 as in float32,
+and converting the weight on the way costs little. The plain version is nn.Linear's own. Results
+have the dtype of the weights again; sums in float32 are the more exact ones.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+# From this many rows on, converting the weight costs less than it wins.
+MANY_ROWS = 32
+OUTPUTS_AT_ONCE = 1024  # of a weight, that are there in float32 as well
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of that dtype itself; oneDNN, PyTorch's library, tells.
+
+    For bfloat16 it needs AVX-512 or ARM's bfloat16 instructions, for float16 newer ones.
+    """
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
+
+
+def needs_float32(x: Tensor) -> bool:
+    """Whether products of many such rows are faster in float32."""
+    return x.device.type == "cpu" and not multiplies(x.dtype)
+
+
+def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear of x (..., in), weight (out, in) and bias (out,), computed in float32.
+
+    The result (..., out) has the dtype of x; the weight may have any, int8 among them.
+    """
+    wide = x.float()
+    parts = []
+    for start in range(0, len(weight), OUTPUTS_AT_ONCE):
+        outputs = slice(start, start + OUTPUTS_AT_ONCE)
+        part_of_bias = None if bias is None else bias[outputs].float()
+        parts.append(F.linear(wide, weight[outputs].float(), part_of_bias).to(x.dtype))
+    return torch.cat(parts, dim=-1)
+
+
+class WideLinear(nn.Linear):
+    """nn.Linear with 16-bit weights that multiplies many rows in float32, on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        # For a backward pass the converted weights would all be kept.
+        if rows < MANY_ROWS or x.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(x)
+        return in_float32(x, self.weight, self.bias)
+
+
+def widen(model: nn.Module) -> None:
+    """Make each nn.Linear a WideLinear whose weight this CPU can't multiply in its own dtype."""
+    for module in model.modules():
+        if type(module) is not nn.Linear or module.weight.device.type != "cpu":
+            continue
+        if not multiplies(module.weight.dtype):
+            module.__class__ = WideLinear
