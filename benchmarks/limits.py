@@ -5,16 +5,15 @@ import statistics
 import torch
 from torch import Tensor
 
+from benchmarks.settings import dtype_name
 from benchmarks.stage import MATRIX_PRODUCTS, READ_BANDWIDTH, time_call
+from qwen2vl_extras import products
 
 LARGEST = 4096  # rows of the matrices that are multiplied
 
 
 def choose_matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two matrices, as large as a product of half a second allows.
-
-    A CPU without instructions for a dtype may multiply it a thousand times more slowly than others.
-    """
+    """Two matrices, as large as a product of half a second allows."""
     rows = 256
     while True:
         a = torch.randn(rows, rows, device=device).to(dtype)
@@ -29,13 +28,18 @@ def choose_matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, T
 class MachineLimits:
     """Measured again and again, since other users of the machine come and go.
 
-    `rates` holds all measurements: bytes a second, and floating-point operations a second.
+    `rates` holds all measurements: bytes a second, and floating-point operations a second. Where a
+    CPU can't multiply matrices of the dtype, the latter are those of float32.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         # Far more than any cache of the processor holds: 1 GB, on a GPU 8 GB.
         self.buffer = torch.ones(2**28 if device.type == "cpu" else 2**31, device=device)
+        self.note = ""
+        if device.type == "cpu" and not products.multiplies(dtype):
+            self.note = f" in float32, since this CPU can't multiply {dtype_name(dtype)}"
+            dtype = torch.float32
         self.a, self.b = choose_matrices(device, dtype)
         self.rates: dict[str, list[float]] = {READ_BANDWIDTH: [], MATRIX_PRODUCTS: []}
 
@@ -67,7 +71,7 @@ class MachineLimits:
         """Both limits: the median, and in brackets the lowest and the highest."""
         return (
             f"reads {self.spread(READ_BANDWIDTH, 1)} GB/s "
-            f"and multiplies at {self.spread(MATRIX_PRODUCTS, 0)} GFLOP/s"
+            f"and multiplies at {self.spread(MATRIX_PRODUCTS, 0)} GFLOP/s{self.note}"
         )
 
     def spread(self, limit: str, digits: int) -> str:
