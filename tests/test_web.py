@@ -3,6 +3,7 @@
 
 import base64
 import concurrent.futures
+import gc
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -492,6 +494,25 @@ def test_memory_of_all_visitors_is_bounded(tiny, monkeypatch):
     for _ in range(10):
         kept.new().add(uploads.Upload("image", bytes(1000), 1, 1))
     assert sum(session.count_bytes() for session in kept.by_id.values()) <= 4000
+
+
+def test_the_memory_of_a_forgotten_visitor_is_free_at_once(served):
+    """No circle of references holds it: Python would look for those much too seldom."""
+    _, page_server = served
+    visitors = [Visitor(served[0]) for _ in range(3)]
+    gc.disable()
+    try:
+        found = []
+        for visitor in visitors:
+            visitor.ask("Describe this image.", [visitor.upload(SHAPES).json()["id"]])
+            visitor.inside(1)
+            session = page_server.sessions.by_id.pop(visitor.session)
+            found += [weakref.ref(session), weakref.ref(session.conversation)]
+            del session
+            # The worker and the server's loop have let it go a moment later.
+            wait_until(lambda: all(reference() is None for reference in found), 10)  # noqa: B023
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_stalls_or_hangs_up_holds_no_place(served):

@@ -27,7 +27,8 @@ class Job:
     """Something to compute, and the events that came of it so far."""
 
     def __init__(self, work: Callable[["Job"], None], workers: "Workers") -> None:
-        self.work = work
+        # None once it is done: it holds the visitor's session, and that holds its last job.
+        self.work: Callable[[Job], None] | None = work
         self.workers = workers
         self.events: list[Event] = []
         self.is_cancelled = False  # nobody wants it any more
@@ -138,6 +139,7 @@ class Workers:
     def end(self, job: Job) -> None:
         self.running.remove(job)
         job.is_done = True
+        job.work = None
         job.news.set()
         self.tell_places()
 
@@ -152,7 +154,7 @@ class Workers:
                 return
             self.call(self.begin, job)
             try:
-                if not job.is_cancelled:
+                if not job.is_cancelled and job.work is not None:
                     job.work(job)
             except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
                 job.send({"error": str(error) or OUT_OF_MEMORY})
