@@ -5,10 +5,13 @@ and converting the weight on the way costs little. The plain version is nn.Linea
 have the dtype of the weights again; sums in float32 are the more exact ones.
 """
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # From this many rows on, converting the weight costs less than it wins.
 MANY_ROWS = 32
@@ -46,15 +49,37 @@ def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+class WideProduct(torch.autograd.Function):
+    """`in_float32` with gradients, for which weights are converted again, so that none is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return in_float32(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of x, weight and bias, from that of the result, (..., out)."""
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2).float()  # (n, out)
+        grad_x = in_float32(grad, weight.T) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            grad_weight = (rows.T @ x.flatten(0, -2).float()).to(weight.dtype)  # (out, in)
+        grad_bias = rows.sum(0).to(grad.dtype) if needs_bias else None
+        return grad_x, grad_weight, grad_bias
+
+
 class WideLinear(nn.Linear):
     """nn.Linear with 16-bit weights that multiplies many rows in float32, on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        # For a backward pass the converted weights would all be kept.
-        if rows < MANY_ROWS or x.device.type != "cpu" or torch.is_grad_enabled():
+        if rows < MANY_ROWS or x.device.type != "cpu":
             return super().forward(x)
-        return in_float32(x, self.weight, self.bias)
+        return WideProduct.apply(x, self.weight, self.bias)
 
 
 def widen(model: nn.Module) -> None:

@@ -68,20 +68,41 @@ def test_attention_in_chunks_is_for_cpus_that_multiply(multiplies):
     assert pick_attention("eager", cpu, torch.bfloat16) == "eager"
 
 
-def test_few_rows_and_rows_with_a_backward_pass_are_multiplied_as_ever():
+def test_few_rows_are_multiplied_as_ever_and_many_in_float32():
     plain = nn.Linear(50, 30, dtype=torch.bfloat16)
     wide = WideLinear(50, 30, dtype=torch.bfloat16)
     wide.load_state_dict(plain.state_dict())
     few = torch.randn(MANY_ROWS - 1, 50).bfloat16()
     many = torch.randn(MANY_ROWS, 50).bfloat16()
-    with torch.no_grad():
-        assert torch.equal(wide(few), plain(few))
-        expected = products.in_float32(many, plain.weight, plain.bias)
-        assert torch.equal(wide(many), expected)
-    assert torch.equal(wide(many), plain(many))
-    wide(many).sum().backward()
-    plain(many).sum().backward()
-    assert torch.equal(wide.weight.grad, plain.weight.grad)
+    assert torch.equal(wide(few), plain(few))
+    assert torch.equal(wide(many), products.in_float32(many, plain.weight, plain.bias))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_gradients_are_the_exact_ones_rounded(bias, frozen):
+    """Of the input, and of weight and bias unless they are frozen, as under a LoRA adapter."""
+    generator = torch.Generator().manual_seed(0)
+    wide = WideLinear(70, 2 * OUTPUTS_AT_ONCE + 3, bias=bias, dtype=torch.bfloat16)
+    wide.requires_grad_(not frozen)
+    exact = nn.Linear(70, wide.out_features, bias=bias, dtype=torch.float64)
+    exact.load_state_dict(wide.state_dict())
+    x = torch.randn(2, MANY_ROWS, 70, generator=generator).bfloat16().requires_grad_()
+    exact_x = x.detach().double().requires_grad_()
+    # A gradient of its own for each output; few numbers, which bfloat16 holds exactly.
+    grad = torch.randint(-4, 5, (2, MANY_ROWS, wide.out_features), generator=generator)
+    wide(x).backward(grad.bfloat16())
+    exact(exact_x).backward(grad.double())
+
+    pairs = [(x.grad, exact_x.grad)]
+    for ours, theirs in zip(wide.parameters(), exact.parameters(), strict=True):
+        assert (ours.grad is None) == frozen
+        if not frozen:
+            pairs.append((ours.grad, theirs.grad))
+    for found, expected in pairs:
+        assert found.dtype == torch.bfloat16
+        bound = 2**-8 * expected.abs() + 1e-5 * expected.abs().max()
+        assert ((found.double() - expected).abs() <= bound).all()
 
 
 def squared_error(found: torch.Tensor, exact: torch.Tensor) -> float:
