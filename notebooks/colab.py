@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+BADGE_START = "[![Open in Colab]"
+# The image lies beside the notebooks: opening one asks nothing of the network.
 BADGE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    BADGE_START + "(open_in_colab.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook})\n"
 )
 CELL_ID = "colab"
@@ -32,7 +34,7 @@ def add_badge(path: Path, repository: str) -> None:
     """Write the badge below the title, and the cell behind it; both replace older ones."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     first = notebook["cells"][0]
-    lines = [line for line in first["source"] if not line.startswith("[![Open in Colab]")]
+    lines = [line for line in first["source"] if not line.startswith(BADGE_START)]
     # Below the title come an empty line, the badge, and another empty line.
     badge = BADGE.format(repository=repository, notebook=path.name)
     has_badge = len(lines) < len(first["source"])

@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from colab import BADGE_START
 from nbconvert import SlidesExporter
 
 FOLDER = Path(__file__).resolve().parent
@@ -111,6 +112,15 @@ def shows_picture(cell: nbformat.NotebookNode) -> bool:
     return False
 
 
+def without_colab(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The cells without the badge “Open in Colab” and without the cell that belongs to it."""
+    kept = [cell for cell in cells if "colab" not in cell.metadata.get("tags", [])]
+    for cell in kept:
+        lines = cell.source.split("\n")
+        cell.source = "\n".join(line for line in lines if not line.startswith(BADGE_START))
+    return kept
+
+
 def split_at_headings(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     """The cells, with a new one at each heading in a text, where a slide begins."""
     parts = []
@@ -131,7 +141,7 @@ def split_at_headings(cells: list[nbformat.NotebookNode]) -> list[nbformat.Noteb
 def make_slides(path: Path, out: Path) -> Path:
     """Write the slides of one notebook; returns their file."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = split_at_headings(notebook.cells)
+    notebook.cells = split_at_headings(without_colab(notebook.cells))
     for cell in notebook.cells:
         cell.metadata["slideshow"] = {"slide_type": slide_type(cell)}
     exporter = SlidesExporter(

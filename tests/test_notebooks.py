@@ -319,6 +319,17 @@ def test_a_notebook_is_committed_with_its_outputs(path):
         assert output.get("name") != "stderr"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_pictures_in_the_text_of_a_notebook_lie_beside_it(path):
+    """Opening it asks nothing of the network."""
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    pictures += re.findall(r"<img[^>]*src=[\"']([^\"']*)", text)
+    missing = [picture for picture in pictures if not (FOLDER / picture).is_file()]
+    assert not missing
+
+
 def defined_in(path: Path) -> set[str]:
     """Functions, classes, methods ("Class.method") and constants of a module."""
     names = set()
