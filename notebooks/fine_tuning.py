@@ -144,6 +144,16 @@ def make_batch(
     return {key: x.to(device) for key, x in tensors.items()}
 
 
+def token_costs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each token that has a label (-100 is none): (their number,), in float32.
+
+    logits: (B, T, vocabulary); labels: (B, T), of which the first has no logits before it.
+    """
+    expected = labels[:, 1:]
+    is_answer = expected != -100
+    return F.cross_entropy(logits[:, :-1][is_answer].float(), expected[is_answer], reduction="none")
+
+
 def show_adapter(folder: Path, base: str, images: Path, name: str) -> None:
     """Print an adapter's files, and the command that asks it about the image of that name."""
     for file in sorted(folder.iterdir()):
