@@ -5,13 +5,11 @@ and converting the weight on the way costs little. The plain version is nn.Linea
 have the dtype of the weights again; sums in float32 are the more exact ones.
 """
 
-from typing import Any
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 # From this many rows on, converting the weight costs less than it wins.
 MANY_ROWS = 32
@@ -53,16 +51,18 @@ class WideProduct(torch.autograd.Function):
     """`in_float32` with gradients, for which weights are converted again, so that none is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return in_float32(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(
+        ctx: BackwardCFunction, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of x, weight and bias, from that of the result, (..., out)."""
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        x, weight = tuple(ctx.saved_tensors)  # by its type it has one element
+        needs_x, needs_weight, needs_bias = tuple(ctx.needs_input_grad)
         rows = grad.flatten(0, -2).float()  # (n, out)
         grad_x = in_float32(grad, weight.T) if needs_x else None
         grad_weight = None
