@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tiny.drawing import FIGURES
 from tiny.world import (
-    SHAPES,
     Images,
     Level,
     Scene,
@@ -74,7 +74,105 @@ def choose_phrasing(rng: random.Random, level: Level, phrasings: Sequence[str]) 
     """One of the phrasings; the last of them only where the held-out ones are asked for."""
     if level.phrasings == "held out":
         return phrasings[-1]
-    return rng.choice(phrasings[:-1])
+    chosen = rng.choice(phrasings[:-1])
+    if level.asking == "people":
+        loose = as_people_ask(rng, chosen)
+        if letters_of(loose) != letters_of(phrasings[-1]):
+            return loose
+    return chosen
+
+
+def letters_of(question: str) -> str:
+    return "".join(character for character in question.lower() if character.isalpha())
+
+
+# Words that people take for one another, either way.
+SYNONYMS = (
+    ("picture", "image", "drawing", "photo"),
+    ("object", "thing", "shape"),
+    ("do you see", "can you see", "is there", "is shown"),
+    ("which", "what"),
+    ("colour", "color"),
+    ("find", "locate", "show", "point to"),
+    ("how many", "how often"),
+)
+SHORT = {
+    "Describe this image.": (
+        "what's this",
+        "what is this?",
+        "what",
+        "look",
+        "describe",
+        "and this?",
+    ),
+    "Describe the picture.": ("whats this", "what do you see here", "tell me what you see"),
+    "What colour is the {}?": ("colour of the {}?", "{} colour?", "the {}?", "color {}"),
+    "What shape is the {} object?": ("shape of the {} thing?", "{} shape?"),
+    "How many shapes are there?": ("how many?", "how many", "count", "how much", "count them"),
+    "How many {} are there?": ("how many {}", "{}?", "number of {}", "and {}?"),
+    "Where is the {}?": ("where's the {}", "where {}", "the {} is where?", "wheres the {}"),
+    "Is there {}?": ("{}?", "any {}?", "is {} there?", "there is {}, right?", "is {} in it"),
+    "Is the {} {} the {}?": ("the {} is {} the {}?",),
+    "What is {} the {}?": ("{} the {}?", "what's {} the {}"),
+    "Which is {}, the {} or the {}?": ("{}: {} or {}?", "what's {}: the {} or the {}"),
+    "Find {}.": ("box of {}", "{} box", "draw a box around {}", "where exactly is {}?"),
+    "What is in {}?": ("what's in {}", "{}?", "what is here: {}"),
+    "Read the word.": ("read", "read it", "read this", "what word", "the word?"),
+    "Read the number.": ("read", "read it", "what number", "the number?"),
+    "What does it say?": ("what does this say", "say it", "whats written", "text?"),
+    "Which picture has {}?": ("which has {}?", "which one has {}", "where is {}", "{}?"),
+    "What differs?": (
+        "what's different?",
+        "the difference?",
+        "compare",
+        "whats new",
+        "what changed?",
+    ),
+    "What is in picture {}?": ("picture {}?", "and picture {}", "what's in number {}"),
+    "How many pictures are there?": ("how many images", "how many pictures", "how many photos?"),
+    "What happens?": ("what's happening?", "what happens here", "describe", "and now?", "what"),
+    "Which way does the {} move?": (
+        "where does the {} go",
+        "the {} moves where?",
+        "direction of the {}?",
+    ),
+    "What moves?": ("what's moving?", "who moves", "which one moves?", "which thing is moving?"),
+    "What comes first, the {} or the {}?": ("first: the {} or the {}?", "{} or {} first?"),
+    "How often does the {} blink?": ("how often blinks the {}", "blinks of the {}?"),
+}
+
+
+def as_people_ask(rng: random.Random, question: str) -> str:
+    """The same question as somebody in a hurry may type it."""
+    if question in SHORT and rng.random() < 0.35:
+        return rng.choice(SHORT[question])
+    for words in SYNONYMS[:-1]:
+        for word in words:
+            if word in question and rng.random() < 0.3:
+                question = question.replace(word, rng.choice(words), 1)
+                break
+    if question[-1:] == "?" and " in " not in question and rng.random() < 0.25:
+        place = rng.choice(("picture", "image", "drawing", "photo"))
+        question = f"{question[:-1]} in {rng.choice(('the', 'this', 'my'))} {place}?"
+    if rng.random() < 0.12:
+        question = f"{rng.choice(('Please', 'Tell me', 'Now', 'Ok', 'And', 'Hey'))}: {question}"
+    if rng.random() < 0.45:
+        question = question[0].lower() + question[1:]
+    if rng.random() < 0.35:
+        question = question.rstrip("?.")
+    if rng.random() < 0.12:
+        question = with_typo(rng, question)
+    return question
+
+
+def with_typo(rng: random.Random, question: str) -> str:
+    """Two letters change places, or one is missing; braces stay."""
+    spots = [i for i in range(len(question) - 1) if question[i : i + 2].isalpha()]
+    if not spots:
+        return question
+    i = rng.choice(spots)
+    swapped = question[i + 1] + question[i] if rng.random() < 0.5 else question[i]
+    return question[:i] + swapped + question[i + 2 :]
 
 
 def unique_thing(scene: Scene, rng: random.Random, attribute: str) -> Thing | None:
@@ -154,7 +252,8 @@ def ask_count(scene: Scene, rng: random.Random, level: Level) -> Exchange:
     by_shape = rng.random() < 0.6
     if by_shape:
         shown = [thing.shape for thing in scene.things]
-        known = list(SHAPES)
+        asked = {shape for _, shape in level.pairs}
+        known = [shape for shape in FIGURES if shape in asked]
     else:
         shown = [thing.colour for thing in scene.things]
         known = sorted({colour for colour, _ in level.pairs})
@@ -172,7 +271,7 @@ def ask_count(scene: Scene, rng: random.Random, level: Level) -> Exchange:
 
 
 def _plural(shape: str) -> str:
-    return "crosses" if shape == "cross" else f"{shape}s"
+    return {"cross": "crosses", "fish": "fish"}.get(shape, f"{shape}s")
 
 
 def _third(position: float, side: int, names: tuple[str, str, str]) -> str | None:
@@ -188,8 +287,9 @@ def ask_position(scene: Scene, rng: random.Random, level: Level) -> Exchange | N
     thing = unique_thing(scene, rng, "name")
     if thing is None:
         return None
-    row = _third(thing.y, scene.height, ("top", "", "bottom"))
-    column = _third(thing.x, scene.width, ("left", "", "right"))
+    x, y = scene.seen_centre(thing)
+    row = _third(y, scene.height, ("top", "", "bottom"))
+    column = _third(x, scene.width, ("left", "", "right"))
     if row is None or column is None:
         return None
     part = f"{row} {column}".strip()
@@ -314,7 +414,8 @@ def ask_inside_box(scene: Scene, rng: random.Random, level: Level) -> Exchange:
 
 def ask_absent(scene: Scene, rng: random.Random, level: Level) -> Exchange:
     """A question about something that is not in the image: the answer says so."""
-    absent_shapes = sorted(set(SHAPES) - {thing.shape for thing in scene.things})
+    known = {shape for _, shape in level.pairs}
+    absent_shapes = sorted(known - {thing.shape for thing in scene.things})
     if rng.random() < 0.4:
         name = rng.choice(absent_shapes)
         phrasings = [

@@ -20,6 +20,7 @@ import math
 import os
 import random
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -41,6 +42,7 @@ from tokenizers import (
     trainers,
 )
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from load import read_json
@@ -48,7 +50,7 @@ from processor import GROUNDING_TOKENS, BatchFeature, Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration, VisionConfig
 from tiny.evaluate import answer_questions, random_questions
 from tiny.tasks import TASKS, ask, content, show
-from tiny.world import FPS, Level, installed_fonts
+from tiny.world import ALL_PAIRS, FPS, HELD_OUT, Level, installed_fonts
 
 # The official checkpoints' added tokens, in the official order.
 SPECIAL_TOKENS = (
@@ -124,6 +126,30 @@ CURRICULUM = (
     ),
     Stage(until=0.60, mixture={"image": MixturePart(0.42, UP_TO_FOUR, turns=5), **OTHERS}),
     Stage(until=1.00, mixture={"image": MixturePart(0.42, UP_TO_SIX, turns=5), **OTHERS}),
+)
+# The second part: what is drawn by hand or photographed, beside what the first part showed.
+SMALL_DRAWING = Level(
+    things=(1, 2),
+    sides=(56, 126),
+    pairs=tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT),
+    fonts=FONTS,
+    drawn=0.75,
+    untidy=0.15,
+    smallest=16,
+    asking="people",
+)
+DRAWING = replace(SMALL_DRAWING, things=(1, 6), sides=(56, 336), untidy=0.25, smallest=14)
+DRAWN_SIGN = replace(SMALL_DRAWING, things=(1, 1), sides=(56, 168), drawn=0.6)
+DRAWN_PAIR = replace(SMALL_DRAWING, drawn=0.5, untidy=0.0)
+DRAWN_OTHERS = {
+    "words": MixturePart(0.17, DRAWN_SIGN, turns=2),
+    "images": MixturePart(0.16, DRAWN_PAIR, turns=4),
+    "video": MixturePart(0.16, DRAWN_PAIR, turns=3),
+    "text": MixturePart(0.01, DRAWN_PAIR, turns=3),
+}
+DRAWN_CURRICULUM = (
+    Stage(until=0.20, mixture={"image": MixturePart(0.5, SMALL_DRAWING, turns=5), **DRAWN_OTHERS}),
+    Stage(until=1.00, mixture={"image": MixturePart(0.5, DRAWING, turns=5), **DRAWN_OTHERS}),
 )
 # Asked so many times as often as other tasks: places and comparisons are learned slowest.
 EMPHASIS = {"where": 2, "find": 3, "relation": 2, "size": 2}
@@ -470,6 +496,20 @@ def as_one_video(grids: Tensor | None) -> Tensor | None:
     return torch.cat([frames, grids[:1, 1:]], dim=1)
 
 
+class AttentionInFloat32(TorchFunctionMode):
+    """PyTorch's fused attention in float32, whatever the products around it are in.
+
+    On a CPU its way back takes ten times longer in bfloat16.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args
+        with torch.autocast(q.device.type, enabled=False):
+            return func(q.float(), k.float(), v.float(), **(kwargs or {})).to(q.dtype)
+
+
 # -------------------------------------------------------------------------------- optimiser
 
 
@@ -559,6 +599,7 @@ class Settings:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32  # of the matrix products
     workers: int = 1
+    start: Path | None = None  # a checkpoint whose weights the second part goes on from
     measurements: int = 16  # how often in a training its accuracy is measured
 
     @property
@@ -601,6 +642,8 @@ class Progress:
 
 def stage_at(share: float, settings: Settings) -> Stage:
     """The stage at a share (0 to 1) of a training."""
+    if settings.start:
+        return next(stage for stage in DRAWN_CURRICULUM if share < stage.until)
     first = replace(CURRICULUM[0], until=first_stage_until(settings))
     stages = (first, *CURRICULUM[1:])
     return next(stage for stage in stages if share < stage.until)
@@ -622,7 +665,14 @@ def first_stage_until(settings: Settings) -> float:
 def train(settings: Settings) -> None:
     """Train up to `stop_at`, from nothing or from where the last call stopped."""
     if not (settings.out / "tokenizer.json").exists():
-        write_blank_checkpoint(settings.out)
+        if settings.start:
+            shutil.copytree(settings.start, settings.out, dirs_exist_ok=True)
+        else:
+            write_blank_checkpoint(settings.out)
+    # Tensors of many megabytes come and go in every step. glibc gives such memory back at
+    # once and asks for it anew, page by page, unless it is told to keep it.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "2000000000")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8000000000")
     if settings.workers == 1:
         run_worker(0, "", settings)
         return
@@ -652,11 +702,15 @@ class Worker:
         torch.manual_seed(settings.seed)
         self.processor = Qwen2VLProcessor.from_pretrained(settings.out)
         config = Qwen2VLConfig.from_pretrained(settings.out)
-        # "eager" is the fastest at these lengths.
-        self.model = Qwen2VLForConditionalGeneration(config, "eager").to(settings.device)
-        self.model.generation_config = read_json(settings.out, "generation_config.json")
-        initialise(self.model)
-        self.optimizer = Optimizer(self.model)
+        if settings.start:
+            self.model = Qwen2VLForConditionalGeneration.from_pretrained(
+                settings.start, torch.float32, settings.device, attn_implementation="sdpa"
+            ).requires_grad_()
+        else:
+            self.model = Qwen2VLForConditionalGeneration(config, "sdpa").to(settings.device)
+            self.model.generation_config = read_json(settings.out, "generation_config.json")
+            initialise(self.model)
+        self.optimizer = Optimizer(self.model, 2e-3 if settings.start else 3e-3)
         self.progress = Progress()
         if settings.state_file.exists():
             self.restore()
@@ -727,7 +781,7 @@ class Worker:
         ).to(settings.device)
         device_type = torch.device(settings.device).type
         is_half = settings.dtype == torch.bfloat16
-        with torch.autocast(device_type, torch.bfloat16, enabled=is_half):
+        with torch.autocast(device_type, torch.bfloat16, enabled=is_half), AttentionInFloat32():
             loss = batch_loss(self.model, batch)
         loss.backward()
 
@@ -841,6 +895,7 @@ def parse_arguments() -> argparse.Namespace:
         default=Path("tiny/runs/checkpoint"),
         help="the checkpoint's folder (default tiny/runs/checkpoint)",
     )
+    add("--start", type=Path, help="go on from the weights of this checkpoint: the second part")
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1")
     add(
@@ -865,6 +920,7 @@ def main() -> None:
         minutes=args.minutes,
         steps=args.steps,
         seed=args.seed,
+        start=args.start,
         device=args.device,
         dtype=pick_dtype(args.dtype, args.device),
         workers=args.workers or pick_workers(args.device),

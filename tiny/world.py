@@ -17,7 +17,21 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-RGB = tuple[int, int, int]
+from tiny.drawing import (
+    FIGURES,
+    RGB,
+    TEXTURES,
+    Camera,
+    Hand,
+    cast_shadow,
+    draw_ground,
+    figure_mask,
+    paint,
+    photograph,
+    random_camera,
+    random_hand,
+    text_mask,
+)
 
 COLOURS: dict[str, RGB] = {
     "red": (214, 39, 40),
@@ -44,6 +58,18 @@ LIGHT_CANVASES = (
     (190, 205, 225),
 )
 DARK_CANVASES = ((70, 75, 95), (40, 60, 50))
+# What people draw on beside those: blackboards, dark and coloured paper, wood.
+DRAWN_ON = (
+    (12, 12, 14),
+    (35, 60, 50),
+    (30, 34, 60),
+    (60, 60, 62),
+    (95, 70, 50),
+    (235, 200, 120),
+    (170, 205, 150),
+    (245, 180, 190),
+    (200, 170, 130),
+)
 MIN_CONTRAST = 85  # the least distance in RGB between a thing's colour and its canvas
 
 # Pairs that no training scene shows and no training text names: does the model combine a
@@ -61,6 +87,12 @@ HELD_OUT = frozenset(
         ("cyan", "heart"),
         ("brown", "arrow"),
         ("purple", "diamond"),
+        ("orange", "house"),
+        ("blue", "tree"),
+        ("grey", "face"),
+        ("pink", "sun"),
+        ("green", "cloud"),
+        ("red", "fish"),
     }
 )
 # Long side to short: training canvases are flatter or steeper than this, or closer to a
@@ -176,12 +208,25 @@ SHAPES: dict[str, Painter] = {
     "arrow": _polygon(_arrow_corners()),
 }
 PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+ALL_PAIRS = [(colour, shape) for colour in COLOURS for shape in FIGURES]
+
+
+PLAIN_HAND = Hand("solid", 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, seed=0)
 
 
 @lru_cache(maxsize=4096)  # a thing's stencil is needed to place it, to box it and to paint it
-def stencil(shape: str, size: int, text: str = "", font: str = "") -> Image.Image:
+def stencil(
+    shape: str, size: int, text: str = "", font: str = "", hand: Hand | None = None
+) -> Image.Image:
     """A mask of where paint goes: a shape `size` pixels across, or text set in that size."""
-    mask = _text_mask(text, size, font) if text else _shape_mask(shape, size)
+    if text:
+        mask = _text_mask(text, size, font)
+        if hand:
+            mask = text_mask(mask, hand)
+    elif hand or shape not in SHAPES:
+        mask = figure_mask(shape, size, hand or PLAIN_HAND)
+    else:
+        mask = _shape_mask(shape, size)
     return mask.crop(mask.getbbox())
 
 
@@ -225,6 +270,7 @@ class Thing:
     rgb: RGB
     text: str = ""
     font: str = ""
+    hand: Hand | None = None  # none: filled, with edges like a ruler's
 
     @property
     def name(self) -> str:
@@ -233,7 +279,7 @@ class Thing:
 
     @property
     def stencil(self) -> Image.Image:
-        return stencil(self.shape, self.size, self.text, self.font)
+        return stencil(self.shape, self.size, self.text, self.font, self.hand)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -252,10 +298,14 @@ class Background:
     second: RGB | None = None
     sideways: bool = False
     noise: float = 0.0
-    seed: int = 0  # of the noise
+    seed: int = 0  # of the noise and the texture
+    texture: str = ""  # one of TEXTURES, in the second colour
 
     def draw(self, size: tuple[int, int]) -> Image.Image:
         """The background without its noise, which lies over the things too."""
+        if self.texture:
+            assert self.second is not None
+            return draw_ground(self.texture, self.rgb, self.second, size, self.seed)
         image = Image.new("RGB", size, self.rgb)
         if self.second:
             ramp = Image.linear_gradient("L")
@@ -273,20 +323,46 @@ class Scene:
     height: int
     background: Background
     things: tuple[Thing, ...]
+    camera: Camera | None = None
 
     def draw(self) -> Image.Image:
         size = (self.width, self.height)
         image = self.background.draw(size)
         for thing in self.things:
-            image.paste(thing.rgb, thing.box[:2], thing.stencil)
+            if thing.hand and thing.hand.shadow:
+                cast_shadow(image, thing.stencil, thing.box[:2], thing.hand)
+        for thing in self.things:
+            if thing.hand:
+                paint(image, thing.stencil, thing.box[:2], thing.rgb, thing.hand)
+            else:
+                image.paste(thing.rgb, thing.box[:2], thing.stencil)
         if self.background.noise:
             noise = random.Random(self.background.seed).randbytes(3 * self.width * self.height)
             image = Image.blend(image, Image.frombytes("RGB", size, noise), self.background.noise)
+        if self.camera:
+            image = photograph(image, self.camera)
         return image
+
+    def seen_box(self, thing: Thing) -> tuple[float, float, float, float]:
+        """The thing's edges in the image, in pixels: what is cut off doesn't count."""
+        left, top, right, bottom = thing.box
+        if self.camera:
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+            seen = self.camera.where_seen(corners, (self.width, self.height))
+            left, right = min(x for x, _ in seen), max(x for x, _ in seen)
+            top, bottom = min(y for _, y in seen), max(y for _, y in seen)
+        return max(0, left), max(0, top), min(self.width, right), min(self.height, bottom)
+
+    def seen_centre(self, thing: Thing) -> tuple[float, float]:
+        """The middle of the thing in the image, in pixels."""
+        if not self.camera:
+            return thing.x, thing.y
+        left, top, right, bottom = self.seen_box(thing)
+        return (left + right) / 2, (top + bottom) / 2
 
     def normalised_box(self, thing: Thing, step: int = 1) -> tuple[int, int, int, int]:
         """The thing's box as Qwen2-VL writes it, 0 to 1000 a side, in multiples of `step`."""
-        left, top, right, bottom = thing.box
+        left, top, right, bottom = self.seen_box(thing)
         x_scale = 1000 / self.width / step
         y_scale = 1000 / self.height / step
         return (
@@ -321,6 +397,10 @@ class Level:
     random_letters: float = 0.6  # the share of words that nobody can know by heart
     letters: tuple[int, int] = (1, 5)  # the least and most letters of such a word
     box_step: int = 10  # answers give boxes in such steps: this model can't see a third digit
+    drawn: float = 0.0  # the share of scenes that are drawn by hand or photographed
+    untidy: float = 0.0  # the share of those whose things overlap or are cut off
+    smallest: int = SMALLEST_SHAPE  # of what is drawn by hand, in pixels
+    asking: str = "plain"  # or "people": no capital, no question mark, a typo
 
     def random_canvas(self, rng: random.Random) -> tuple[int, int]:
         """(width, height), their logarithms uniform: small sides are as frequent as large."""
@@ -381,11 +461,12 @@ def _new_thing(
     y: float = 0,
     text: str = "",
     font: str = "",
+    hand: Hand | None = None,
 ) -> Thing:
     """A thing painted in a colour close to the one that its name says."""
     colour, shape = pair
-    rgb = _vary_colour(rng, COLOURS[colour], 12)
-    return Thing(colour, shape, x, y, size, rgb, text, font)
+    rgb = _vary_colour(rng, COLOURS[colour], 20 if hand else 12)
+    return Thing(colour, shape, x, y, size, rgb, text, font, hand)
 
 
 def _place_randomly(
@@ -422,6 +503,8 @@ def _left_to_right(things: Iterable[Thing]) -> tuple[Thing, ...]:
 def random_scene(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
     """Shapes in sizes that suit the canvas and their number, more often few than many."""
     width, height = canvas or level.random_canvas(rng)
+    if level.drawn and rng.random() < level.drawn:
+        return random_drawing(rng, level, (width, height))
     background = random_background(rng)
     wanted = min(rng.randint(*level.things), rng.randint(*level.things))
     # The side of a square that each thing may fill; a shape takes at most 0.78 of it.
@@ -436,6 +519,78 @@ def random_scene(rng: random.Random, level: Level, canvas: tuple[int, int] | Non
         if placed:
             things.append(placed)
     return Scene(width, height, background, _left_to_right(things))
+
+
+def random_drawn_background(rng: random.Random) -> Background:
+    """Light or dark, plain or with a texture."""
+    canvases = LIGHT_CANVASES if rng.random() < 0.65 else (*DARK_CANVASES, *DRAWN_ON)
+    rgb = _vary_colour(rng, rng.choice(canvases), 8)
+    if rng.random() < 0.45:
+        return Background(rgb)
+    second = _vary_colour(rng, rgb, rng.choice((20, 40, 60)))
+    if rng.random() < 0.3:
+        return Background(rgb, second, rng.random() < 0.5)
+    return Background(rgb, second, seed=rng.getrandbits(32), texture=rng.choice(TEXTURES))
+
+
+def random_drawing(rng: random.Random, level: Level, canvas: tuple[int, int]) -> Scene:
+    """Shapes as people draw them, most of them by one hand, half of them photographed."""
+    width, height = canvas
+    background = random_drawn_background(rng)
+    camera = random_camera(rng) if rng.random() < 0.5 else None
+    wanted = min(rng.randint(*level.things), rng.randint(*level.things))
+    is_untidy = rng.random() < level.untidy
+    side = min(math.sqrt(width * height / wanted), 1.2 * min(width, height))
+    same_hand = random_hand(rng, "circle") if rng.random() < 0.7 else None
+    # A finger often draws all of it in one colour.
+    same_colour = None
+    if same_hand and same_hand.fill in ("finger", "outline") and rng.random() < 0.3:
+        same_colour = random_pair(rng, level, background)[0]
+    things: list[Thing] = []
+    for _ in range(40):
+        if len(things) == wanted:
+            break
+        pair = random_pair(rng, level, background)
+        if same_colour and pair[0] != same_colour:
+            continue
+        share = rng.uniform(0.2, 0.85) if rng.random() < 0.85 else rng.uniform(0.1, 0.98)
+        size = max(level.smallest, round(share * side))
+        hand = random_hand(rng, pair[1])
+        if same_hand:
+            hand = replace(hand, fill=same_hand.fill, width=same_hand.width, shake=same_hand.shake)
+        thing = _new_thing(rng, pair, size, hand=hand)
+        if is_untidy:
+            placed = _place_untidily(rng, thing, canvas, things)
+        else:
+            placed = _place_randomly(rng, thing, canvas, things)
+        if placed:
+            things.append(placed)
+    if not things:
+        return random_drawing(rng, level, canvas)
+    return Scene(width, height, background, _left_to_right(things), camera)
+
+
+def _place_untidily(
+    rng: random.Random, thing: Thing, canvas: tuple[int, int], others: list[Thing]
+) -> Thing | None:
+    """The thing where up to a third of it is cut off, and a fifth of a smaller one covered."""
+    canvas_width, canvas_height = canvas
+    width, height = thing.stencil.size
+    if width > 1.2 * canvas_width or height > 1.2 * canvas_height:
+        return None
+    beyond = rng.choice((0, 0.15, 0.3))
+    x = rng.uniform(width * (0.5 - beyond), canvas_width - width * (0.5 - beyond))
+    y = rng.uniform(height * (0.5 - beyond), canvas_height - height * (0.5 - beyond))
+    for other in others:
+        other_width, other_height = other.stencil.size
+        across = (width + other_width) / 2 - abs(x - other.x)
+        down = (height + other_height) / 2 - abs(y - other.y)
+        smaller = min(width * height, other_width * other_height)
+        if across > 0 and down > 0 and across * down > 0.2 * smaller:
+            return None
+        if abs(x - other.x) < max(8, 0.04 * canvas_width):
+            return None
+    return replace(thing, x=x, y=y)
 
 
 def random_word(rng: random.Random, level: Level) -> tuple[str, str]:
@@ -457,21 +612,33 @@ def _widest_font_size(kind: str, text: str, font: str, canvas_width: int) -> flo
 def random_sign(rng: random.Random, level: Level, canvas: tuple[int, int] | None = None) -> Scene:
     """A word or number, and sometimes a shape or two beside it."""
     width, height = canvas or level.random_canvas(rng)
-    background = random_background(rng)
+    is_drawn = level.drawn > 0 and rng.random() < level.drawn
+    background = random_drawn_background(rng) if is_drawn else random_background(rng)
     kind, text = random_word(rng, level)
     colour, _ = random_pair(rng, level, background)
     font = rng.choice(level.fonts)
+    hand = None
+    camera = None
+    if is_drawn:
+        text = rng.choice((text, text.lower(), text.lower(), text.capitalize()))
+        hand = random_hand(rng, kind)
+        camera = random_camera(rng) if rng.random() < 0.4 else None
     # On a narrow canvas a long text is shortened until it can be set in 15 px.
     largest = _widest_font_size(kind, text, font, width)
     while largest < 15:
         text = text[:-1]
         largest = _widest_font_size(kind, text, font, width)
     largest = min(largest, 0.8 * height, 72)
+    if hand:  # turned, it needs more room
+        largest = max(15, 0.8 * largest)
     size = round(rng.uniform(max(0.45 * largest, 15), largest))
 
     # The text has the whole canvas.
-    sign = _new_thing(rng, (colour, kind), size, text=text, font=font)
+    sign = _new_thing(rng, (colour, kind), size, text=text, font=font, hand=hand)
     placed = _place_randomly(rng, sign, (width, height), [])
+    if placed is None and hand:
+        sign = replace(sign, hand=replace(hand, degrees=0))
+        placed = _place_randomly(rng, sign, (width, height), [])
     assert placed is not None
     things = [placed]
 
@@ -481,13 +648,13 @@ def random_sign(rng: random.Random, level: Level, canvas: tuple[int, int] | None
     for _ in range(attempts):
         pair = random_pair(rng, level, background)
         size = rng.randint(SMALLEST_SHAPE, max(SMALLEST_SHAPE, min(width, height) // 3))
-        shape = _new_thing(rng, pair, size)
+        shape = _new_thing(rng, pair, size, hand=random_hand(rng, pair[1]) if hand else None)
         placed = None
         if len(things) < 3:
             placed = _place_randomly(rng, shape, (width, height), things)
         if placed:
             things.append(placed)
-    return Scene(width, height, background, _left_to_right(things))
+    return Scene(width, height, background, _left_to_right(things), camera)
 
 
 # ------------------------------------------------------------------- several images, videos
@@ -584,25 +751,27 @@ def _changed_things(
         return None
     if change == "recoloured":
         pair = _different_pair(rng, level, scene, shape=old.shape)
-        things[index] = _new_thing(rng, pair, old.size, old.x, old.y)
+        things[index] = _new_thing(rng, pair, old.size, old.x, old.y, hand=old.hand)
     elif change == "reshaped":
         _, shape = _different_pair(rng, level, scene, colour=old.colour)
         things[index] = replace(old, shape=shape)
     elif change == "gone":
         things.pop(index)
     else:
-        added = _added_thing(rng, level, scene, old.size)
+        added = _added_thing(rng, level, scene, old.size, old.hand)
         if added is None:
             return None
         things.append(added)
     return things
 
 
-def _added_thing(rng: random.Random, level: Level, scene: Scene, size: int) -> Thing | None:
+def _added_thing(
+    rng: random.Random, level: Level, scene: Scene, size: int, hand: Hand | None
+) -> Thing | None:
     """One more thing, of a pair that the scene does not have; None where there is no room."""
     pair = _different_pair(rng, level, scene)
     for _ in range(40):
-        thing = _new_thing(rng, pair, size)
+        thing = _new_thing(rng, pair, size, hand=hand)
         placed = _place_randomly(rng, thing, (scene.width, scene.height), list(scene.things))
         if placed:
             return placed
@@ -636,7 +805,7 @@ def random_video(
     elif event == "turns":
         pair = _different_pair(rng, level, scene, shape=subject.shape)
         detail = pair[0]
-        after = _new_thing(rng, pair, subject.size, subject.x, subject.y)
+        after = _new_thing(rng, pair, subject.size, subject.x, subject.y, hand=subject.hand)
         shown = _turning(rng, subject, after, others, frames)
     elif event == "comes":
         detail = others[0].name
