@@ -8,11 +8,11 @@
 drawing, and what of that file's habits, shows when the same things are drawn by somebody
 else: here by matplotlib, with its own circles, arrows, hatches, shadows and shaky lines,
 with Bézier curves for hearts, moons and clouds, with Gaussian noise, and with a camera made
-of NumPy. Nothing here is imported by training, and nothing of training's drawing is imported
-here; only the names of colours and shapes are the same.
+of NumPy. Training imports nothing of this file, and no function that draws for training is
+called here; the names of colours and shapes, and the list of words, are the same.
 
 Each way of drawing is asked about with one object (what it is) and with three (what they
-are, and single questions about them).
+are, and single questions about them); writing with one word or number (what it says).
 """
 
 import argparse
@@ -33,6 +33,7 @@ from processor import Qwen2VLProcessor
 from qwen2vl import Qwen2VLForConditionalGeneration
 from tiny.evaluate import answer_batch
 from tiny.sheet import Entry, contact_sheet
+from tiny.world import WORDS
 
 matplotlib.use("Agg")
 import matplotlib.patches as patches
@@ -224,6 +225,10 @@ WAYS = (
 )
 
 
+WAYS_OF_WRITING = ("capital letters", "lower case", "uphill", "a number")
+TYPEFACES = ("DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10")  # matplotlib's own
+
+
 @dataclass(frozen=True)
 class Object:
     """A thing of a sketch: its name, its middle and radius in pixels, y pointing up."""
@@ -250,6 +255,7 @@ class Sketch:
     ground: str
     objects: tuple[Object, ...]
     seed: int
+    text: str = ""  # what is written, alone on its canvas, in the first object's shade
 
 
 def random_sketch(way: str, count: int, seed: str) -> Sketch:
@@ -267,7 +273,26 @@ def random_sketch(way: str, count: int, seed: str) -> Sketch:
             return Sketch(way, width, height, ground, objects, rng.getrandbits(32))
 
 
-def luminance_distance(shade: str, ground: str) -> float:
+def random_writing(way: str, seed: str) -> Sketch:
+    """A word, one in five of them never shown in training, or a number of one to four digits."""
+    rng = random.Random(f"writing:{way}:{seed}")
+    text = rng.choice(WORDS)
+    if way == "lower case" or (way == "uphill" and rng.random() < 0.5):
+        text = text.lower()
+    elif way == "a number":
+        text = "".join(rng.choices("0123456789", k=rng.randint(1, 4)))
+    width, height = rng.randint(90, 170), rng.randint(56, 120)
+    ground = rng.choice(LIGHT)
+    while True:
+        colour = rng.choice(list(SHADES))
+        shade = rng.choice(SHADES[colour])
+        if distance(shade, ground) > 90:
+            break
+    pen = Object(colour, "word", shade, width / 2, height / 2, 0)
+    return Sketch(way, width, height, ground, (pen,), rng.getrandbits(32), text)
+
+
+def distance(shade: str, ground: str) -> float:
     return float(np.linalg.norm(np.subtract(to_rgb(shade), to_rgb(ground))))
 
 
@@ -285,7 +310,7 @@ def random_objects(
         while True:
             colour = rng.choice(list(SHADES))
             shade = rng.choice(SHADES[colour])
-            if luminance_distance(shade, ground) > 90:
+            if distance(shade, ground) > 90:
                 break
         shape = rng.choice(SHAPES)
         room = min(column, height) / 2 * 0.92
@@ -323,11 +348,36 @@ def draw_sketch(sketch: Sketch) -> Image.Image:
     axes.imshow(
         ground_pixels(sketch, rng), extent=(0, sketch.width, 0, sketch.height), aspect="auto"
     )
+    if sketch.text:
+        write(axes, sketch, rng)
+        return finished(figure, sketch, rng)
     # One hand draws all of a sketch.
     angle = rng.uniform(0.3, 1) * rng.choice((-1, 1))
     line = rng.uniform(0.13, 0.22)
     for thing in sketch.objects:
         draw_object(axes, sketch, thing, angle, line, rng)
+    return finished(figure, sketch, rng)
+
+
+def write(axes: plt.Axes, sketch: Sketch, rng: np.random.Generator) -> None:
+    """The sketch's text in one of matplotlib's typefaces, as large as the canvas allows."""
+    letters = max(2, len(sketch.text))
+    size = min(1.15 * sketch.width / letters, 0.62 * sketch.height, 60) * rng.uniform(0.75, 1)
+    axes.text(
+        sketch.objects[0].x,
+        sketch.objects[0].y,
+        sketch.text,
+        color=sketch.objects[0].shade,
+        family=str(rng.choice(TYPEFACES)),
+        fontsize=0.72 * max(16.0, size),
+        rotation=rng.uniform(4, 12) if sketch.way == "uphill" else 0,
+        ha="center",
+        va="center",
+    )
+
+
+def finished(figure: plt.Figure, sketch: Sketch, rng: np.random.Generator) -> Image.Image:
+    """What matplotlib drew, as the sketch's way lets it be seen."""
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)
     plt.close(figure)
@@ -568,6 +618,8 @@ def description(sketch: Sketch) -> str:
 
 def ask_about(sketch: Sketch) -> list[SketchQuestion]:
     """What is seen; of several objects also the colour or shape of one, and where it is."""
+    if sketch.text:
+        return [SketchQuestion(sketch, "What does it say?", f"{sketch.text}.")]
     questions = [SketchQuestion(sketch, "Describe this image.", description(sketch))]
     if len(sketch.objects) == 1:
         return questions
@@ -584,6 +636,13 @@ def ask_about(sketch: Sketch) -> list[SketchQuestion]:
         questions.append(SketchQuestion(sketch, text, f"{answer[0].upper()}{answer[1:]}."))
     questions.append(SketchQuestion(sketch, "How many shapes are there?", "Three."))
     return questions
+
+
+ASKED_FIRST = ("Describe this image.", "What does it say?")
+
+
+def any_sketch(way: str, count: int, seed: str) -> Sketch:
+    return random_writing(way, seed) if way in WAYS_OF_WRITING else random_sketch(way, count, seed)
 
 
 # ------------------------------------------------------------------------------ measurement
@@ -621,7 +680,8 @@ def parse_arguments() -> argparse.Namespace:
         "--scenes", type=int, default=500, help="sketches a way and number of objects (default 500)"
     )
     add("--seed", default="sketches", help="another word gives other sketches")
-    add("--ways", nargs="+", choices=WAYS, default=WAYS, help="only these ways of drawing")
+    every = (*WAYS, *WAYS_OF_WRITING)
+    add("--ways", nargs="+", choices=every, default=every, help="only these ways")
     add("--sheet", type=Path, help="write some of the sketches there, with the answers given")
     return parser.parse_args()
 
@@ -637,13 +697,13 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: |")
     for way in args.ways:
         cells = [way]
-        for count in (1, 3):
-            sketches = [random_sketch(way, count, f"{args.seed}:{i}") for i in range(args.scenes)]
+        for count in (1,) if way in WAYS_OF_WRITING else (1, 3):
+            sketches = [any_sketch(way, count, f"{args.seed}:{i}") for i in range(args.scenes)]
             asked = [question for sketch in sketches for question in ask_about(sketch)]
             said = answer_sketches(model, processor, asked, f"{way}, {count}")
             pairs = list(zip(asked, said, strict=True))
-            whole = [pair for pair in pairs if pair[0].text == "Describe this image."]
-            single = [pair for pair in pairs if pair[0].text != "Describe this image."]
+            whole = [(q, text) for q, text in pairs if q.text in ASKED_FIRST]
+            single = [(q, text) for q, text in pairs if q.text not in ASKED_FIRST]
             for group in (whole, single):
                 if group:
                     share = right_share([q for q, _ in group], [text for _, text in group])
@@ -652,6 +712,7 @@ def main() -> None:
                 entries.append(
                     Entry(draw_sketch(question.sketch), f"({way})", text, text == question.answer)
                 )
+        cells += [""] * (4 - len(cells))
         print(f"| {' | '.join(cells)} |", flush=True)
     if args.sheet:
         contact_sheet(entries, columns=8).save(args.sheet, optimize=True)
