@@ -612,6 +612,7 @@ def test_training_learns_stops_and_goes_on(tmp_path, blank_folder, workers):
     assert run["log"][:3] == first["log"]
     losses = [loss for _, _, loss, _ in run["log"]]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert (out.with_name(f"{out.name}-stage-1") / "model.safetensors").exists()
     ((_, accuracy),) = run["marks"]
     assert set(accuracy) == {"describe", "colour", "shape"}
     # What was written is a checkpoint that answers.
@@ -637,6 +638,17 @@ def test_a_short_training_stays_with_single_things():
         assert train.stage_at(0.05, long).tasks == first.tasks
         assert train.stage_at(0.20, long) == second
         assert train.stage_at(0.99, long) == last
+
+
+def test_the_recipe_is_eight_hours_in_stages_of_at_most_two():
+    assert sum(train.PARTS.values()) <= 8 * 60
+    for minutes, curriculum in zip(
+        train.PARTS.values(), (train.CURRICULUM, train.DRAWN_CURRICULUM), strict=True
+    ):
+        starts = [0.0, *(stage.until for stage in curriculum)]
+        assert starts[-1] == 1
+        for start, end in itertools.pairwise(starts):
+            assert 0 < (end - start) * minutes <= 120
 
 
 # ------------------------------------------------------------------------------- evaluation

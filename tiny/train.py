@@ -1,8 +1,15 @@
 """Train the embedded checkpoint with this repository's own model, processor and loss.
 
+    python -m tiny.train                                      # the whole recipe, eight hours
+    python -m tiny.train                                      # again: goes on where it stopped
     python -m tiny.train --minutes 10 --out tiny/runs/ten     # single shapes and their colours
-    python -m tiny.train --minutes 100 --out tiny/runs/all    # all that tiny/README.md lists
-    python -m tiny.train --minutes 100 --out tiny/runs/all    # again: goes on where it stopped
+    python -m tiny.train --minutes 150 --out tiny/runs/drawn --start tiny/runs/plain
+
+The recipe has two parts. The first is the plain world: shapes with edges like a ruler's,
+words, several images, videos. The second goes on from its weights with all that people draw
+by hand and photograph. Both are cut into stages of at most two hours; the weights at the
+end of each stage stay in a folder of their own (tiny/runs/plain-stage-1 and so on), from
+which `--start` can go on if the state file is lost.
 
 Unlike a large model nothing here is pretrained, so a curriculum does what data does
 elsewhere. One shape on a small canvas first, until the vision transformer sees shapes; then
@@ -124,7 +131,7 @@ CURRICULUM = (
             "words": MixturePart(0.3, SHORT_SIGN, turns=2),
         },
     ),
-    Stage(until=0.60, mixture={"image": MixturePart(0.42, UP_TO_FOUR, turns=5), **OTHERS}),
+    Stage(until=0.65, mixture={"image": MixturePart(0.42, UP_TO_FOUR, turns=5), **OTHERS}),
     Stage(until=1.00, mixture={"image": MixturePart(0.42, UP_TO_SIX, turns=5), **OTHERS}),
 )
 # The second part: what is drawn by hand or photographed, beside what the first part showed.
@@ -151,6 +158,10 @@ DRAWN_CURRICULUM = (
     Stage(until=0.20, mixture={"image": MixturePart(0.5, SMALL_DRAWING, turns=5), **DRAWN_OTHERS}),
     Stage(until=1.00, mixture={"image": MixturePart(0.5, DRAWING, turns=5), **DRAWN_OTHERS}),
 )
+# The two parts of the recipe, in minutes on two cores: each of their stages is shorter than
+# two hours.
+PARTS = {"plain": 330.0, "drawn": 150.0}
+RUNS = Path("tiny/runs")  # git ignores it
 # Asked so many times as often as other tasks: places and comparisons are learned slowest.
 EMPHASIS = {"where": 2, "find": 3, "relation": 2, "size": 2}
 # What the first stage gets at least: a shorter training has no other.
@@ -640,13 +651,17 @@ class Progress:
         return cls(run["seconds"], run["steps"], run["scenes"], run["log"], run["marks"])
 
 
+def stages(settings: Settings) -> tuple[Stage, ...]:
+    """The stages of the first part, or of the second, which goes on from weights."""
+    if settings.start:
+        return DRAWN_CURRICULUM
+    first = replace(CURRICULUM[0], until=first_stage_until(settings))
+    return (first, *CURRICULUM[1:])
+
+
 def stage_at(share: float, settings: Settings) -> Stage:
     """The stage at a share (0 to 1) of a training."""
-    if settings.start:
-        return next(stage for stage in DRAWN_CURRICULUM if share < stage.until)
-    first = replace(CURRICULUM[0], until=first_stage_until(settings))
-    stages = (first, *CURRICULUM[1:])
-    return next(stage for stage in stages if share < stage.until)
+    return next(stage for stage in stages(settings) if share < stage.until)
 
 
 def first_stage_until(settings: Settings) -> float:
@@ -660,6 +675,16 @@ def first_stage_until(settings: Settings) -> float:
     if budget < 2 * least:
         return min(1.0, least / budget)
     return CURRICULUM[0].until
+
+
+def train_all(settings: Settings) -> None:
+    """Both parts, the second from the weights of the first."""
+    start = None
+    for name, minutes in PARTS.items():
+        part = replace(settings, out=RUNS / name, minutes=minutes, start=start)
+        print(f"{name}: {minutes:.0f} minutes, into {part.out}")
+        train(part)
+        start = part.out
 
 
 def train(settings: Settings) -> None:
@@ -740,6 +765,12 @@ class Worker:
         partial.replace(self.settings.state_file)
         self.model.save_pretrained(self.settings.out)
 
+    def keep(self, name: str) -> None:
+        """Copy the checkpoint as it is now beside its folder."""
+        if self.rank == 0:
+            copy = self.settings.out.with_name(f"{self.settings.out.name}-{name}")
+            shutil.copytree(self.settings.out, copy, dirs_exist_ok=True)
+
     def train(self) -> None:
         """Steps until `stop_at`, with measurements and saves on the way."""
         settings = self.settings
@@ -761,6 +792,12 @@ class Worker:
                 accuracy = self.measure(stage_at(last_share, settings))
                 progress.accuracies.append((progress.seconds, accuracy))
                 bar.write(progress.seconds, accuracy)
+
+            # The weights that a stage ends with.
+            for number, stage in enumerate(stages(settings), 1):
+                if last_share < stage.until <= share:
+                    self.save()
+                    self.keep(f"stage-{number}")
 
             # Every two minutes, and at the end.
             if progress.seconds - saved_at > 120 or share >= settings.stop_at:
@@ -887,13 +924,13 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=60, help="training time in all (default 60)")
+    add("--minutes", type=float, help="of one part: its training time in all (default 60)")
     add("--steps", type=int, help="a budget in steps instead of minutes")
     add(
         "--out",
         type=Path,
-        default=Path("tiny/runs/checkpoint"),
-        help="the checkpoint's folder (default tiny/runs/checkpoint)",
+        help="train one part alone, into this folder (default: both, into tiny/runs/plain and "
+        "tiny/runs/drawn)",
     )
     add("--start", type=Path, help="go on from the weights of this checkpoint: the second part")
     add("--seed", type=int, default=0)
@@ -910,14 +947,17 @@ def parse_arguments() -> argparse.Namespace:
         help="processes that share each batch, on a CPU each with one thread "
         "(default 2, on another device 1)",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.out is None and (args.minutes or args.steps or args.start):
+        parser.error("--minutes, --steps and --start are of one part: name its folder with --out")
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
     settings = Settings(
-        out=args.out,
-        minutes=args.minutes,
+        out=args.out or RUNS / "plain",
+        minutes=args.minutes or 60,
         steps=args.steps,
         seed=args.seed,
         start=args.start,
@@ -925,7 +965,10 @@ def main() -> None:
         dtype=pick_dtype(args.dtype, args.device),
         workers=args.workers or pick_workers(args.device),
     )
-    train(settings)
+    if args.out:
+        train(settings)
+    else:
+        train_all(settings)
 
 
 if __name__ == "__main__":
