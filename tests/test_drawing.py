@@ -183,6 +183,21 @@ def test_a_filled_sketch_has_its_shade_in_the_middle():
         assert np.abs(np.subtract(pixel, sketches.to_rgb(thing.shade))).max() <= 3
 
 
+def test_writing_stands_alone_on_its_canvas():
+    for way in sketches.WAYS_OF_WRITING:
+        sketch = sketches.any_sketch(way, 1, "test")
+        (question,) = sketches.ask_about(sketch)
+        assert question.answer == f"{sketch.text}."
+        pixels = np.asarray(sketches.draw_sketch(sketch)).astype(float)
+        (blind,) = sketches.blinded([question])
+        ground = np.asarray(sketches.draw_sketch(blind.sketch)).astype(float)
+        changed = np.abs(pixels - ground).max(axis=2) > 25
+        rows, columns = np.nonzero(changed)
+        # All of it lies on the canvas, and not at its very edge.
+        assert rows.min() > 0 and rows.max() < sketch.height - 1
+        assert columns.min() > 0 and columns.max() < sketch.width - 1
+
+
 def test_training_and_sketches_know_the_same_names():
     assert set(sketches.SHAPES) == set(FIGURES)
     assert set(sketches.SHADES) == set(COLOURS)

@@ -20,7 +20,8 @@ import io
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
@@ -336,6 +337,7 @@ def random_objects(
 # ---------------------------------------------------------------------------------- drawing
 
 
+@lru_cache(maxsize=100)  # several questions are about one sketch
 def draw_sketch(sketch: Sketch) -> Image.Image:
     """The sketch as an image, drawn by matplotlib and photographed where its way says so."""
     rng = np.random.default_rng(sketch.seed)
@@ -665,9 +667,56 @@ def answer_sketches(
     return said
 
 
-def right_share(questions: list[SketchQuestion], said: list[str]) -> float:
-    right = [question.answer == text for question, text in zip(questions, said, strict=True)]
-    return sum(right) / len(right)
+def blinded(questions: list[SketchQuestion]) -> list[SketchQuestion]:
+    """The same questions about nothing but the ground."""
+    return [replace(q, sketch=replace(q.sketch, objects=(), text="")) for q in questions]
+
+
+class Measurement:
+    """What a checkpoint answers about so many sketches of each way."""
+
+    def __init__(self, model_name: str, scenes: int, seed: str) -> None:
+        self.model = Qwen2VLForConditionalGeneration.from_pretrained(
+            model_name, dtype=torch.float32, device_map="cpu"
+        )
+        self.processor = Qwen2VLProcessor.from_pretrained(model_name)
+        self.scenes = scenes
+        self.seed = seed
+        self.entries: list[Entry] = []  # the first two of each row, for a sheet
+
+    def questions(self, way: str, count: int) -> list[SketchQuestion]:
+        asked = []
+        for i in range(self.scenes):
+            asked += ask_about(any_sketch(way, count, f"{self.seed}:{i}"))
+        return asked
+
+    def share(self, questions: list[SketchQuestion], label: str, is_blind: bool = False) -> str:
+        """The share of right answers, in percent; nothing where there are no questions."""
+        if not questions:
+            return ""
+        shown = blinded(questions) if is_blind else questions
+        said = answer_sketches(self.model, self.processor, shown, label)
+        right = [question.answer == text for question, text in zip(questions, said, strict=True)]
+        for question, text, is_right in list(zip(shown, said, right, strict=True))[:2]:
+            image = draw_sketch(question.sketch)
+            self.entries.append(Entry(image, f"({label}) {question.text}", text, is_right))
+        return f"{100 * sum(right) / len(right):.1f} %"
+
+    def row(self, way: str) -> list[str]:
+        """One object, three objects, single questions about three, the same ones blind."""
+        if way in WAYS_OF_WRITING:
+            return [way, self.share(self.questions(way, 1), way), "", "", ""]
+        one = [] if way == "overlapping" else self.questions(way, 1)
+        three = self.questions(way, 3)
+        all_of_them = [question for question in three if question.text in ASKED_FIRST]
+        single = [question for question in three if question.text not in ASKED_FIRST]
+        return [
+            way,
+            self.share(one, way),
+            self.share(all_of_them, f"{way}, three"),
+            self.share(single, f"{way}, single"),
+            self.share(single, f"{way}, blind", is_blind=True),
+        ]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -688,34 +737,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        args.model, dtype=torch.float32, device_map="cpu"
-    )
-    processor = Qwen2VLProcessor.from_pretrained(args.model)
-    entries = []
-    print("| way of drawing | one: what it is | three: all of them | three: single questions |")
-    print("| --- | ---: | ---: | ---: |")
+    measurement = Measurement(args.model, args.scenes, args.seed)
+    print("| way | one: what it is | three: all of them | three: single questions | blind |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for way in args.ways:
-        cells = [way]
-        for count in (1,) if way in WAYS_OF_WRITING else (1, 3):
-            sketches = [any_sketch(way, count, f"{args.seed}:{i}") for i in range(args.scenes)]
-            asked = [question for sketch in sketches for question in ask_about(sketch)]
-            said = answer_sketches(model, processor, asked, f"{way}, {count}")
-            pairs = list(zip(asked, said, strict=True))
-            whole = [(q, text) for q, text in pairs if q.text in ASKED_FIRST]
-            single = [(q, text) for q, text in pairs if q.text not in ASKED_FIRST]
-            for group in (whole, single):
-                if group:
-                    share = right_share([q for q, _ in group], [text for _, text in group])
-                    cells.append(f"{100 * share:.1f} %")
-            for question, text in whole[:2]:
-                entries.append(
-                    Entry(draw_sketch(question.sketch), f"({way})", text, text == question.answer)
-                )
-        cells += [""] * (4 - len(cells))
-        print(f"| {' | '.join(cells)} |", flush=True)
+        print(f"| {' | '.join(measurement.row(way))} |", flush=True)
     if args.sheet:
-        contact_sheet(entries, columns=8).save(args.sheet, optimize=True)
+        contact_sheet(measurement.entries, columns=8).save(args.sheet, optimize=True)
 
 
 if __name__ == "__main__":
