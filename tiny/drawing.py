@@ -12,8 +12,9 @@ thing looks the same in each frame of a video.
 import io
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
@@ -286,60 +287,88 @@ def random_hand(rng: random.Random, shape: str) -> Hand:
     )
 
 
+class Lines(NamedTuple):
+    """A figure's lines as a hand draws them, points (n, 2) in pixels of the mask."""
+
+    parts: list[np.ndarray]
+    holes: list[np.ndarray]
+    cuts: list[np.ndarray]
+    rays: list[np.ndarray]
+
+
 def figure_mask(shape: str, size: int, hand: Hand) -> Image.Image:
     """A mask of the shape, its longer side about `size` pixels."""
     rng = random.Random(hand.seed)
     figure = FIGURES[shape](rng)
-    scale = OVERSAMPLING * size / 2
-    side = round(OVERSAMPLING * size * 1.7)
-    width = max(1.2 * OVERSAMPLING, 2 * scale * hand.width)
+    radius = OVERSAMPLING * size / 2
+    side = round(3.4 * radius)
 
-    def on_canvas(line: Points, is_closed: bool) -> np.ndarray:
-        points = shaken(np.array(line), is_closed, hand.shake, rng)
-        points = points * (math.sqrt(hand.stretch), 1 / math.sqrt(hand.stretch))
-        return turned(points, hand.degrees) * scale + side / 2
+    def by_hand(lines: Sequence[Points], is_closed: bool) -> list[np.ndarray]:
+        drawn = []
+        for line in lines:
+            points = shaken(np.array(line), is_closed, hand.shake, rng)
+            points = points * (math.sqrt(hand.stretch), 1 / math.sqrt(hand.stretch))
+            drawn.append(turned(points, hand.degrees) * radius + side / 2)
+        return drawn
 
-    parts = [on_canvas(line, True) for line in figure.parts]
-    holes = [on_canvas(line, True) for line in figure.holes]
-    cuts = [on_canvas(line, False) for line in figure.cuts]
-    rays = [on_canvas(line, False) for line in figure.rays]
+    lines = Lines(
+        by_hand(figure.parts, is_closed=True),
+        by_hand(figure.holes, is_closed=True),
+        by_hand(figure.cuts, is_closed=False),
+        by_hand(figure.rays, is_closed=False),
+    )
     mask = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(mask)
+    width = max(1.2 * OVERSAMPLING, 2 * radius * hand.width)
     if hand.fill in ("outline", "finger"):
-        if hand.fill == "finger":
-            width = max(width, 0.16 * scale)
-        # Lines as wide as this leave of small parts nothing to see.
-        thin = min(width, 0.2 * scale)
-        if shape == "ring":
-            thin = width
-        for line in holes:
-            stroke(draw, closed(line), thin, 255)
-        for line in cuts + rays:
-            stroke(draw, line, thin, 255)
-        gap = rng.uniform(-0.06, 0.09) if hand.fill == "finger" else 0.0
-        for line in parts:
-            stroke(draw, opened(line, gap, rng), width, 255)
+        # Small parts, such as eyes, would drown in wide lines; a ring's hole is as large as it.
+        thin = width if shape == "ring" else min(width, 0.2 * radius)
+        draw_lines(mask, lines, hand, width, thin, rng)
     else:
-        for line in parts:
-            draw.polygon(as_tuples(line), fill=255)
-        if hand.fill in ("hatched", "scribbled"):
-            lines = Image.new("L", mask.size)
-            hatch(ImageDraw.Draw(lines), mask.getbbox(), hand, rng, scale)
-            has_edge = hand.fill == "hatched" or rng.random() < 0.6
-            mask = ImageChops.multiply(mask, lines)
-            draw = ImageDraw.Draw(mask)
-            if has_edge:
-                for line in parts:
-                    stroke(draw, closed(line), min(width, 0.14 * scale), 255)
-        for line in holes:
-            draw.polygon(as_tuples(line), fill=0)
-        for line in cuts:
-            stroke(draw, line, max(0.09 * scale, 1.5 * OVERSAMPLING), 0)
-        for line in rays:
-            stroke(draw, line, max(width * 0.6, 0.12 * scale), 255)
+        mask = fill_parts(mask, lines, hand, width, radius, rng)
     mask = mask.reduce(OVERSAMPLING)
     if hand.fill == "crayon":
         mask = crayon(mask, rng)
+    return mask
+
+
+def draw_lines(
+    mask: Image.Image, lines: Lines, hand: Hand, width: float, thin: float, rng: random.Random
+) -> None:
+    """All lines as strokes. A finger's are wide, and don't end where they began."""
+    draw = ImageDraw.Draw(mask)
+    gap = 0.0
+    if hand.fill == "finger":
+        width = max(width, 0.047 * mask.width)
+        gap = rng.uniform(-0.06, 0.09)
+    for line in lines.holes:
+        stroke(draw, closed(line), thin, 255)
+    for line in lines.cuts + lines.rays:
+        stroke(draw, line, thin, 255)
+    for line in lines.parts:
+        stroke(draw, opened(line, gap, rng), width, 255)
+
+
+def fill_parts(
+    mask: Image.Image, lines: Lines, hand: Hand, width: float, radius: float, rng: random.Random
+) -> Image.Image:
+    """The parts painted, whole or with hatching; holes and cuts are free of paint."""
+    draw = ImageDraw.Draw(mask)
+    for line in lines.parts:
+        draw.polygon(as_tuples(line), fill=255)
+    if hand.fill in ("hatched", "scribbled"):
+        hatching = Image.new("L", mask.size)
+        hatch(ImageDraw.Draw(hatching), mask.getbbox(), hand, rng, radius)
+        mask = ImageChops.multiply(mask, hatching)
+        draw = ImageDraw.Draw(mask)
+        if hand.fill == "hatched" or rng.random() < 0.6:
+            for line in lines.parts:
+                stroke(draw, closed(line), min(width, 0.14 * radius), 255)
+    for line in lines.holes:
+        draw.polygon(as_tuples(line), fill=0)
+    for line in lines.cuts:
+        stroke(draw, line, max(0.09 * radius, 1.5 * OVERSAMPLING), 0)
+    for line in lines.rays:
+        stroke(draw, line, max(0.6 * width, 0.12 * radius), 255)
     return mask
 
 
@@ -427,13 +456,13 @@ def hatch(
     box: tuple[int, int, int, int],
     hand: Hand,
     rng: random.Random,
-    scale: float,
+    radius: float,
 ) -> None:
     """Parallel lines over the box, or one line that zigzags over it."""
     left, top, right, bottom = box
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
     reach = math.hypot(right - left, bottom - top) / 2
-    step = scale * rng.uniform(0.14, 0.3)
+    step = radius * rng.uniform(0.14, 0.3)
     width = max(1.3 * OVERSAMPLING, step * rng.uniform(0.35, 0.75))
     degrees = rng.choice((0, 45, -45, 90, rng.uniform(-90, 90)))
     offsets = np.arange(-reach, reach + step, step)
@@ -464,7 +493,9 @@ def crayon(mask: Image.Image, rng: random.Random) -> Image.Image:
 # ------------------------------------------------------------------------------------ paint
 
 
-def paint(image: Image.Image, mask: Image.Image, corner: tuple[int, int], rgb: RGB, hand: Hand):
+def paint(
+    image: Image.Image, mask: Image.Image, corner: tuple[int, int], rgb: RGB, hand: Hand
+) -> None:
     """The mask in a colour, with its gradient if it has one."""
     if hand.gradient == 0:
         image.paste(rgb, corner, mask)
@@ -496,7 +527,9 @@ def cast_shadow(image: Image.Image, mask: Image.Image, corner: tuple[int, int], 
 TEXTURES = ("lines", "squares", "chequered", "stripes", "clouds", "dots", "grain", "board")
 
 
-def draw_ground(texture: str, rgb: RGB, second: RGB, size: tuple[int, int], seed: int):
+def draw_ground(
+    texture: str, rgb: RGB, second: RGB, size: tuple[int, int], seed: int
+) -> Image.Image:
     """A ground of two colours close to each other, seeded."""
     rng = random.Random(seed)
     width, height = size
@@ -582,7 +615,11 @@ class Camera:
 def random_camera(rng: random.Random) -> Camera:
     """A photo of paper or a screen half of the time, else one flaw or two."""
     is_photo = rng.random() < 0.5
-    has = (lambda share: True) if is_photo else (lambda share: rng.random() < share)
+
+    def has(share: float) -> bool:
+        """Whether it has a flaw: a photo has all, another image each with this probability."""
+        return is_photo or rng.random() < share
+
     corners = [0.0] * 8
     if is_photo or rng.random() < 0.2:
         reach = rng.choice((0.02, 0.05, 0.08))
@@ -593,9 +630,9 @@ def random_camera(rng: random.Random) -> Camera:
     return Camera(
         corners=tuple(corners),
         table=(table[0], table[1], table[2]),
-        shade=rng.uniform(0, 0.45) if has(0.3) else 0.0,
-        brightness=rng.uniform(0.55, 1.05) if has(0.4) else 1.0,
-        contrast=rng.uniform(0.5, 1.0) if has(0.4) else 1.0,
+        shade=rng.uniform(0, 0.35) if has(0.3) else 0.0,
+        brightness=rng.uniform(0.6, 1.05) if has(0.4) else 1.0,
+        contrast=rng.uniform(0.6, 1.0) if has(0.4) else 1.0,
         tint=(1 + warmth, 1 + rng.uniform(-0.02, 0.02), 1 - warmth),
         blur=rng.uniform(0, 1.3) if has(0.3) else 0.0,
         noise=rng.uniform(0, 0.09) if has(0.3) else 0.0,
