@@ -130,15 +130,19 @@ def look_from_token(
         plt.figure(figsize=(6, 4))
         draw_light(image, light)
         plt.title(
-            f"layer {layer}, head {head}, before “{labels[step]}”:\n"
+            f"layer {layer}, head {head}, before {labels[step]}:\n"
             f"{float(light.sum()):.0%} of the attention goes to the image"
         )
         plt.show()
 
+    # Begin with the layer and the head that look at the image most.
+    first = min(1, len(steps) - 1)
+    shares = torch.stack([a[0, :, steps[first]][:, on_image].sum(-1) for a in attentions])
+    layer, head = divmod(int(shares.argmax()), shares.shape[1])
     controls = {
-        "step": whole("step of the answer", min(1, len(steps) - 1), 0, len(steps) - 1),
-        "layer": whole("layer", len(attentions) - 1, 0, len(attentions) - 1),
-        "head": whole("head", 0, 0, attentions[0].shape[1] - 1),
+        "step": whole("step of the answer", first, 0, len(steps) - 1),
+        "layer": whole("layer", layer, 0, len(attentions) - 1),
+        "head": whole("head", head, 0, shares.shape[1] - 1),
     }
     show(draw, controls)
 

@@ -69,7 +69,10 @@ class _ToyModel:
     def __call__(self, ids: list[int]) -> torch.Tensor:
         """(words,): the logits of the next word."""
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise Wrong("`next_logits` takes a list of int: the prompt's ids and the new ones")
+            raise Wrong(
+                "`next_logits` takes a list of int: the prompt's ids and the new ones (int(...) "
+                "makes a number of a tensor)"
+            )
         rng = random.Random(f"{self.seed} {ids}")
         logits = torch.tensor([rng.uniform(-9, 3) for _ in range(self.num_words)])
         logits[self.end] = 5.0 if len(ids) >= self.stop_at else -10.0
@@ -113,6 +116,8 @@ def _loop_mistake(found: list[int], right: list[int], prompt: list[int]) -> str:
     """What a wrong answer shows of its mistake, or nothing."""
     if found[: len(prompt)] == prompt and len(found) > len(right):
         return ": the prompt stands in front, wanted are the new ids only"
+    if not found:
+        return ": it stops before the first new token; an end token in the prompt ends nothing"
     if found == right[:-1]:
         return ": the last token is missing"
     if found[: len(right)] == right:

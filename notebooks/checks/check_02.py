@@ -47,8 +47,8 @@ def _rotation_mistake(x: Tensor, right: Tensor, found: Tensor) -> str:
     axis, frequency = ("row", pair) if pair < d // 4 else ("column", pair - d // 4)
     return (
         f"{case}. Number {wrong[0]} should be {right[wrong[0]]:.3f}, yours is "
-        f"{found[wrong[0]]:.3f}. Numbers {pair} and {pair + d // 2} make a pair, which the {axis} "
-        f"rotates at frequency {frequency}"
+        f"{found[wrong[0]]:.3f}. Numbers {pair} and {pair + d // 2} make a pair, to be turned "
+        f"by {axis} · frequencies[{frequency}]"
     )
 
 
@@ -111,8 +111,9 @@ def _check_visibility(
     between = int((attends * (1 - same_image)).sum())
     if between:
         raise Wrong(
-            f"{case}: {between} pairs from different images attend to each other (a score of 0 "
-            "does not prevent that, for exp(0) is 1)"
+            f"{case}: {between} pairs from different images attend to each other (with a mask: a "
+            "score of 0 does not prevent that, for exp(0) is 1; with a loop: where does each image "
+            "begin?)"
         )
     missing = int((same_image * (1 - attends)).sum())
     if missing:

@@ -173,4 +173,4 @@ def _difference(found: list[int], right: list[int], processor: Qwen2VLProcessor)
     lengths = f"{len(found)} ids, it should be {len(right)}"
     if len(found) < len(right):
         return f"{lengths}: is some text lost?"
-    return f"{lengths}: which pieces are one text?"
+    return f"{lengths}: which pieces are one text, and is some text encoded twice?"

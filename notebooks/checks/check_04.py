@@ -84,7 +84,12 @@ def _delta_mistake(grids: list[Grid], merge_size: int, found: int) -> str:
         return " (only rows and columns are merged, not time)"
     if found == wrong_sign:
         return " (the sign: more tokens than positions make it negative)"
-    return ""
+    if not grids:
+        return ""
+    t, h, w = grids[0]
+    tokens = t * h * w // m**2
+    positions = max(t, h // m, w // m)
+    return f" (the first of these takes {positions} numbers for its {tokens} tokens)"
 
 
 def _shipped_axes(sections: list[int]) -> list[int]:

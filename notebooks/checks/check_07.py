@@ -41,7 +41,7 @@ def patches_to_frames(answer: Callable) -> None:
     patches, grid = patchify(frames)
     got = watch.tensor_like(answer(patches, grid, 14, 2, 2), frames, f"grid {grid}")
     plots.draw_rebuilt(frames, got)
-    _compare_frames("examples/moving.mp4", got, frames)
+    _compare_frames("examples/moving.mp4", got, frames, side=14, depth=2)
     rng = random.Random(0)
     for _ in range(10):
         t, side, depth = rng.randint(1, 4), rng.randint(1, 4), rng.randint(1, 3)
@@ -52,10 +52,10 @@ def patches_to_frames(answer: Callable) -> None:
         patches, grid = patchify(frames, side, depth, m)
         case = f"grid {grid}, side {side}, depth {depth}, m {m}"
         got = watch.tensor_like(answer(patches, grid, side, depth, m), frames, case)
-        _compare_frames(case, got, frames)
+        _compare_frames(case, got, frames, side, depth)
 
 
-def _compare_frames(case: str, got: Tensor, frames: Tensor) -> None:
+def _compare_frames(case: str, got: Tensor, frames: Tensor, side: int, depth: int) -> None:
     """Wrong, with a guess at the mistake, if frames (n, 3, height, width) differ."""
     wrong = (got != frames).flatten(1).float().mean(1)  # the share of wrong pixels, by frame
     if not wrong.any():
@@ -70,9 +70,18 @@ def _compare_frames(case: str, got: Tensor, frames: Tensor) -> None:
         said += ". Each frame is there, but in another order"
     elif torch.equal(got.flip(1), frames):
         said += ". The colours come in the wrong order"
+    elif torch.equal(_by_patch(got, side, depth), _by_patch(frames, side, depth)):
+        said += ". Each patch is in its place; in which order do its numbers come?"
     else:
-        said += ". In which order do the patches come, and in which the numbers of a patch?"
+        said += ". In which order do the patches come? Squares of m × m lie together"
     raise Wrong(said)
+
+
+def _by_patch(frames: Tensor, side: int, depth: int) -> Tensor:
+    """The numbers of each patch of frames (n, 3, height, width), in order of size."""
+    n, _, height, width = frames.shape
+    cut = frames.view(n // depth, depth, 3, height // side, side, width // side, side)
+    return cut.permute(0, 3, 5, 1, 2, 4, 6).flatten(3).sort(-1).values
 
 
 # --------------------------------------------------- exercise 2: which part of the video is a token
