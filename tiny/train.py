@@ -149,14 +149,14 @@ DRAWING = replace(SMALL_DRAWING, things=(1, 6), sides=(56, 336), untidy=0.25, sm
 DRAWN_SIGN = replace(SMALL_DRAWING, things=(1, 1), sides=(56, 168), drawn=0.6)
 DRAWN_PAIR = replace(SMALL_DRAWING, drawn=0.5, untidy=0.0)
 DRAWN_OTHERS = {
-    "words": MixturePart(0.17, DRAWN_SIGN, turns=2),
-    "images": MixturePart(0.16, DRAWN_PAIR, turns=4),
-    "video": MixturePart(0.16, DRAWN_PAIR, turns=3),
+    "words": MixturePart(0.25, DRAWN_SIGN, turns=2),  # small letters have everything to learn
+    "images": MixturePart(0.14, DRAWN_PAIR, turns=4),
+    "video": MixturePart(0.15, DRAWN_PAIR, turns=3),
     "text": MixturePart(0.01, DRAWN_PAIR, turns=3),
 }
 DRAWN_CURRICULUM = (
-    Stage(until=0.20, mixture={"image": MixturePart(0.5, SMALL_DRAWING, turns=5), **DRAWN_OTHERS}),
-    Stage(until=1.00, mixture={"image": MixturePart(0.5, DRAWING, turns=5), **DRAWN_OTHERS}),
+    Stage(until=0.20, mixture={"image": MixturePart(0.45, SMALL_DRAWING, turns=5), **DRAWN_OTHERS}),
+    Stage(until=1.00, mixture={"image": MixturePart(0.45, DRAWING, turns=5), **DRAWN_OTHERS}),
 )
 # The two parts of the recipe, in minutes on two cores: each of their stages is shorter than
 # two hours.
