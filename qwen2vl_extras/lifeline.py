@@ -90,6 +90,7 @@ class Lifeline:
         """
         if self.rank == 0:
             self.speak(text)
+            self.finished.update(self.links)  # they end because they are told: none is lost
             self.tell_all(f"end {status}")
             return
         # The first process prints it and answers, upon which this process ends.
