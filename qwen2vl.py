@@ -423,7 +423,8 @@ class PatchEmbed(nn.Module):
         """Patches (..., 1176) to vectors (..., D)."""
         # The kernel as a matrix: a row of it for each output value.
         weight = self.proj.weight.flatten(1)  # (D, 3 * 2 * 14 * 14)
-        return F.linear(pixels.to(weight.dtype), weight)
+        # How pixels lie in memory must not matter: some CPUs would add columns in another order.
+        return F.linear(pixels.to(weight.dtype).contiguous(), weight)
 
 
 class VisionAttention(nn.Module):

@@ -28,7 +28,7 @@ from processor import (
 )
 from qwen2vl import KVCache, Qwen2VLForConditionalGeneration, get_rope_index
 from qwen2vl_extras import arguments, processor_files
-from tests.helpers.reference import KINDS, TOLERANCE, error, random_inputs, random_pair
+from tests.helpers.reference import KINDS, random_inputs, random_pair
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
@@ -415,12 +415,8 @@ def test_unusual_but_right_inputs_change_nothing(kind, pair, amount):
     changes = list(unusual_changes(inputs).items())
     changes = random.Random(kind).sample(changes, min(len(changes), amount(7, 99)))
     for description, change in changes:
-        changed = model(**{**inputs, **change}).logits[is_token]
-        if "by column" in description:
-            # Some CPUs add in another order where rows lie across memory.
-            assert error(changed, plain[is_token]) <= TOLERANCE, description
-        else:
-            assert torch.equal(changed, plain[is_token]), description
+        changed = model(**{**inputs, **change}).logits
+        assert torch.equal(changed[is_token], plain[is_token]), description
     settings = {"max_new_tokens": 2, "do_sample": False, "repetition_penalty": 1.3}
     tokens = model.generate(**inputs, **settings)
     for description, change in changes:
