@@ -229,10 +229,10 @@ def test_attention_in_float32_is_attention_with_its_gradients():
 
 
 def test_the_second_part_goes_on_from_the_weights_that_it_is_given(tmp_path):
-    settings = train.Settings(out=tmp_path / "drawn", steps=2, start=Path("tiny"), stop_at=0.0)
     start = Path(train.__file__).parent / "checkpoint"
-    train.train(replace(settings, start=start))
-    worker = train.Worker(0, replace(settings, start=start))
+    settings = train.Settings(out=tmp_path / "drawn", steps=2, start=start, stop_at=0.0)
+    train.train(settings)
+    worker = train.Worker(0, settings)
     stored = load_file(start / "model.safetensors")
     own = dict(worker.model.named_parameters())
     assert torch.equal(

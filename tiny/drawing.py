@@ -66,6 +66,46 @@ def polar(radii: Callable[[float], float], count: int = 96) -> Points:
     return points
 
 
+def star_corners(points: int, outer_radius: float, inner_radius: float) -> Points:
+    """The corners of a star, alternating between two radii, the first on top."""
+    corners = []
+    for i in range(2 * points):
+        radius = outer_radius if i % 2 == 0 else inner_radius
+        angle = 2 * math.pi * i / (2 * points)
+        corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
+    return corners
+
+
+def heart_corners(dip: float) -> Points:
+    """Corners along x = 16 sin³ t, y = 13 cos t - dip cos 2t - 2 cos 3t - cos 4t."""
+    corners = []
+    for i in range(60):
+        t = 2 * math.pi * i / 60
+        y = 13 * math.cos(t) - dip * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        corners.append((math.sin(t) ** 3, -(y + 2.5) / 15.5))
+    return corners
+
+
+def cross_corners(half_arm: float) -> Points:
+    """The twelve corners of a cross whose arms are twice `half_arm` wide."""
+    a = half_arm
+    top = [(-a, -1), (a, -1), (a, -a)]
+    right = [(1, -a), (1, a), (a, a)]
+    bottom = [(a, 1), (-a, 1), (-a, a)]
+    left = [(-1, a), (-1, -a), (-a, -a)]
+    return top + right + bottom + left
+
+
+def arrow_corners(shaft: float, neck: float, wing: float) -> Points:
+    """The seven corners of an arrow that points to the right.
+
+    Its shaft and its head are twice `shaft` and twice `wing` high, and meet at x = `neck`.
+    """
+    upper = [(-1, -shaft), (neck, -shaft), (neck, -wing)]
+    lower = [(neck, wing), (neck, shaft), (-1, shaft)]
+    return [*upper, (1, 0), *lower]
+
+
 def _moon(rng: random.Random) -> Figure:
     """A disc less another one: two arcs that meet in two points."""
     distance = rng.uniform(0.5, 0.65)
@@ -80,41 +120,10 @@ def _moon(rng: random.Random) -> Figure:
     return Figure([arc(0, 0, 1, towards + outer, towards + 1 - outer) + back[1:-1]])
 
 
-def _star(rng: random.Random) -> Figure:
-    inner = rng.uniform(0.36, 0.5)
-    corners = []
-    for i in range(10):
-        radius = inner if i % 2 else 1.0
-        corners.append((radius * math.sin(math.pi * i / 5), -radius * math.cos(math.pi * i / 5)))
-    return Figure([corners])
-
-
-def _heart(rng: random.Random) -> Figure:
-    points = []
-    dip = rng.uniform(4.5, 5.5)
-    for i in range(60):
-        t = math.tau * i / 60
-        y = 13 * math.cos(t) - dip * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((math.sin(t) ** 3, -(y + 2.5) / 15.5))
-    return Figure([points])
-
-
-def _cross(rng: random.Random) -> Figure:
-    a = rng.uniform(0.2, 0.38)
-    top = [(-a, -1), (a, -1), (a, -a)]
-    right = [(1, -a), (1, a), (a, a)]
-    bottom = [(a, 1), (-a, 1), (-a, a)]
-    left = [(-1, a), (-1, -a), (-a, -a)]
-    return Figure([top + right + bottom + left])
-
-
 def _arrow(rng: random.Random) -> Figure:
     shaft = rng.uniform(0.12, 0.3)
     neck = rng.uniform(0.0, 0.3)
-    wing = rng.uniform(0.6, 0.85)
-    upper = [(-1, -shaft), (neck, -shaft), (neck, -wing)]
-    lower = [(neck, wing), (neck, shaft), (-1, shaft)]
-    return Figure([[*upper, (1, 0), *lower]])
+    return Figure([arrow_corners(shaft, neck, wing=rng.uniform(0.6, 0.85))])
 
 
 def _house(rng: random.Random) -> Figure:
@@ -223,10 +232,10 @@ FIGURES: dict[str, Callable[[random.Random], Figure]] = {
     "square": _rectangle,
     "triangle": _triangle,
     "diamond": _diamond,
-    "star": _star,
-    "cross": _cross,
+    "star": lambda rng: Figure([star_corners(5, 1.0, rng.uniform(0.36, 0.5))]),
+    "cross": lambda rng: Figure([cross_corners(rng.uniform(0.2, 0.38))]),
     "ring": _ring,
-    "heart": _heart,
+    "heart": lambda rng: Figure([heart_corners(rng.uniform(4.5, 5.5))]),
     "moon": _moon,
     "arrow": _arrow,
     "house": _house,
@@ -670,10 +679,15 @@ def photograph(image: Image.Image, camera: Camera) -> Image.Image:
         grains = Image.frombytes("RGB", image.size, rng.randbytes(3 * width * height))
         image = Image.blend(image, grains, camera.noise)
     if camera.quality:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=camera.quality)
-        image = Image.open(file).convert("RGB")
+        image = jpeg(image, camera.quality)
     return image
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """The image as JPEG of this quality gives it back."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
 
 
 def tilted(image: Image.Image, camera: Camera) -> Image.Image:

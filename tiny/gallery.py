@@ -9,7 +9,6 @@ or wrong; none was chosen for it.
 """
 
 import argparse
-import io
 import math
 import random
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
+from tiny.drawing import jpeg
 from tiny.evaluate import load_and_answer, score_answer
 from tiny.examples import IVORY, MINT, SKY, WHITE, thing_named
 from tiny.sheet import Entry, contact_sheet
@@ -71,12 +71,6 @@ def outlined(name: str, width: int = 5) -> Image.Image:
     image = Image.new("RGB", mask.size, "white")
     image.paste(COLOURS[colour], mask=line)
     return image
-
-
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
 
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:

@@ -58,8 +58,6 @@ SHADES = {
     "black": ("#000000", "#1a1a1a", "#101014"),
     "white": ("#ffffff", "#fafafa", "#fdfdf8"),
 }
-OLD_SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart", "moon")
-SHAPES = (*OLD_SHAPES, "arrow", "house", "tree", "face", "sun", "cloud", "fish")
 LIGHT = ("#ffffff", "#f6f3ea", "#e9eef5", "#f2f2f2", "#eef6ec")
 DARK = ("#101418", "#1d2b3a", "#23392f", "#2b2b2b", "#3b2a20")
 
@@ -112,12 +110,8 @@ def draw_moon() -> Outline:
 
 
 def draw_cross() -> Outline:
-    return Outline([patches.PathPatch(plus_path(0.3))])
-
-
-def plus_path(half: float) -> Curve:
-    one = [(-half, 1), (half, 1), (half, half), (1, half), (1, -half), (half, -half)]
-    return Curve([*one, *[(-x, -y) for x, y in one], one[0]], closed=True)
+    half = [(-0.3, 1), (0.3, 1), (0.3, 0.3), (1, 0.3), (1, -0.3), (0.3, -0.3)]
+    return Outline([polygon([*half, *[(-x, -y) for x, y in half]])])
 
 
 def draw_arrow() -> Outline:
@@ -188,6 +182,7 @@ OUTLINES: dict[str, Callable[[], Outline]] = {
     "cloud": draw_cloud,
     "fish": draw_fish,
 }
+SHAPES = tuple(OUTLINES)
 # Degrees that a shape can be turned by without becoming another.
 MAX_TURN = {
     "square": 20,
@@ -227,6 +222,8 @@ WAYS = (
 
 
 WAYS_OF_WRITING = ("capital letters", "lower case", "uphill", "a number")
+DPI = 100
+PIXEL = 72 / DPI  # in the points that matplotlib's lines and letters have
 TYPEFACES = ("DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10")  # matplotlib's own
 
 
@@ -284,17 +281,18 @@ def random_writing(way: str, seed: str) -> Sketch:
         text = "".join(rng.choices("0123456789", k=rng.randint(1, 4)))
     width, height = rng.randint(90, 170), rng.randint(56, 120)
     ground = rng.choice(LIGHT)
-    while True:
-        colour = rng.choice(list(SHADES))
-        shade = rng.choice(SHADES[colour])
-        if distance(shade, ground) > 90:
-            break
+    colour, shade = random_shade(rng, ground)
     pen = Object(colour, "word", shade, width / 2, height / 2, 0)
     return Sketch(way, width, height, ground, (pen,), rng.getrandbits(32), text)
 
 
-def distance(shade: str, ground: str) -> float:
-    return float(np.linalg.norm(np.subtract(to_rgb(shade), to_rgb(ground))))
+def random_shade(rng: random.Random, ground: str) -> tuple[str, str]:
+    """A colour's name and one of its shades that shows up against the ground."""
+    while True:
+        colour = rng.choice(list(SHADES))
+        shade = rng.choice(SHADES[colour])
+        if math.dist(to_rgb(shade), to_rgb(ground)) > 90:
+            return colour, shade
 
 
 def to_rgb(colour: str) -> tuple[int, int, int]:
@@ -308,11 +306,7 @@ def random_objects(
     column = width / count
     objects = []
     for i in range(count):
-        while True:
-            colour = rng.choice(list(SHADES))
-            shade = rng.choice(SHADES[colour])
-            if distance(shade, ground) > 90:
-                break
+        colour, shade = random_shade(rng, ground)
         shape = rng.choice(SHAPES)
         room = min(column, height) / 2 * 0.92
         radius = rng.uniform(0.5, 0.95) * room
@@ -341,8 +335,7 @@ def random_objects(
 def draw_sketch(sketch: Sketch) -> Image.Image:
     """The sketch as an image, drawn by matplotlib and photographed where its way says so."""
     rng = np.random.default_rng(sketch.seed)
-    dpi = 100
-    figure = plt.figure(figsize=(sketch.width / dpi, sketch.height / dpi), dpi=dpi)
+    figure = plt.figure(figsize=(sketch.width / DPI, sketch.height / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, sketch.width)
@@ -371,7 +364,7 @@ def write(axes: plt.Axes, sketch: Sketch, rng: np.random.Generator) -> None:
         sketch.text,
         color=sketch.objects[0].shade,
         family=str(rng.choice(TYPEFACES)),
-        fontsize=0.72 * max(16.0, size),
+        fontsize=PIXEL * max(16.0, size),
         rotation=rng.uniform(4, 12) if sketch.way == "uphill" else 0,
         ha="center",
         va="center",
@@ -438,14 +431,13 @@ def draw_object(
     place = (
         Affine2D().rotate_deg(turn).scale(thing.radius).translate(thing.x, thing.y) + axes.transData
     )
-    pixel = 72 / 100  # of a figure of 100 dpi, in the points that matplotlib's lines have
     shown = {"transform": place, "clip_on": True}
     is_line = way in ("outline", "thin outline", "finger")
-    width = pixel * max(2.2, line * thing.radius)
+    width = PIXEL * max(2.2, line * thing.radius)
     if way == "thin outline":
-        width = pixel * rng.uniform(1.6, 2.4)
+        width = PIXEL * rng.uniform(1.6, 2.4)
     if way == "finger":
-        width = pixel * max(4, 0.26 * thing.radius)
+        width = PIXEL * max(4, 0.26 * thing.radius)
     strokes = {
         "linewidth": width,
         "capstyle": "round",
@@ -457,21 +449,15 @@ def draw_object(
         if is_line:
             body.set(fill=False, **strokes)
         elif way in ("hatched", "scribbled"):
-            body.set(fill=False, **{**strokes, "linewidth": pixel * 2})
+            body.set(fill=False, **{**strokes, "linewidth": PIXEL * 2})
         else:
             body.set(facecolor=thing.shade, edgecolor="none")
         if way in ("shaky hand", "finger"):
             body.set_sketch_params(scale=0.05 * thing.radius, length=thing.radius, randomness=3)
         if way == "shadow":
-            depth = max(2, 0.09 * thing.radius)
-            for step in range(3):
-                offset = (depth * (0.5 + 0.25 * step) * pixel, -depth * (0.5 + 0.25 * step) * pixel)
-                body.set_path_effects(
-                    [
-                        effects.SimplePatchShadow(offset, shadow_rgbFace="#333333", alpha=0.4),
-                        effects.Normal(),
-                    ]
-                )
+            depth = PIXEL * max(2, 0.09 * thing.radius)
+            shadow = effects.SimplePatchShadow((depth, -depth), shadow_rgbFace="#333333", alpha=0.4)
+            body.set_path_effects([shadow, effects.Normal()])
         axes.add_patch(body)
         if way == "hatched":
             hatch_inside(axes, body, thing, rng)
@@ -484,7 +470,7 @@ def draw_object(
         detail.set(**shown)
         if is_line:
             detail.set(
-                fill=False, edgecolor=thing.shade, linewidth=min(width, pixel * 0.14 * thing.radius)
+                fill=False, edgecolor=thing.shade, linewidth=min(width, PIXEL * 0.14 * thing.radius)
             )
         else:
             detail.set(facecolor=ground, edgecolor="none")
@@ -498,9 +484,9 @@ def draw_object(
                 curve,
                 fill=False,
                 edgecolor=colour,
-                linewidth=min(max(width, pixel * 1.6), pixel * 0.16 * thing.radius)
+                linewidth=min(max(width, PIXEL * 1.6), PIXEL * 0.16 * thing.radius)
                 if is_line
-                else pixel * max(1.5, 0.13 * thing.radius),
+                else PIXEL * max(1.5, 0.13 * thing.radius),
                 capstyle="round",
                 **shown,
             )
@@ -518,7 +504,7 @@ def hatch_inside(
     middle = np.array((thing.x, thing.y))
     for offset in np.arange(-1.5 * thing.radius, 1.5 * thing.radius, gap):
         ends = middle + across * offset + np.outer((-1.6, 1.6), along) * thing.radius
-        (stroke,) = axes.plot(*ends.T, color=thing.shade, linewidth=0.72 * max(1.6, 0.42 * gap))
+        (stroke,) = axes.plot(*ends.T, color=thing.shade, linewidth=PIXEL * max(1.6, 0.42 * gap))
         stroke.set_clip_path(body)
 
 
@@ -533,7 +519,7 @@ def scribble_inside(
     direction = rng.uniform(0, math.tau)
     x = thing.x + forward * math.cos(direction) - sway * math.sin(direction)
     y = thing.y + forward * math.sin(direction) + sway * math.cos(direction)
-    (stroke,) = axes.plot(x, y, color=thing.shade, linewidth=0.72 * max(2.2, 0.09 * thing.radius))
+    (stroke,) = axes.plot(x, y, color=thing.shade, linewidth=PIXEL * max(2.2, 0.09 * thing.radius))
     stroke.set_clip_path(body)
 
 
@@ -551,7 +537,7 @@ def shade_inside(
         pixels / 255, extent=extent, aspect="auto", interpolation="bilinear", zorder=2
     )
     shaded.set_clip_path(body)
-    width, height = axes.get_figure().get_size_inches() * 100
+    width, height = axes.get_figure().get_size_inches() * DPI
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
 

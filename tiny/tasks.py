@@ -94,7 +94,6 @@ SYNONYMS = (
     ("which", "what"),
     ("colour", "color"),
     ("find", "locate", "show", "point to"),
-    ("how many", "how often"),
 )
 SHORT = {
     "Describe this image.": (
@@ -146,7 +145,7 @@ def as_people_ask(rng: random.Random, question: str) -> str:
     """The same question as somebody in a hurry may type it."""
     if question in SHORT and rng.random() < 0.35:
         return rng.choice(SHORT[question])
-    for words in SYNONYMS[:-1]:
+    for words in SYNONYMS:
         for word in words:
             if word in question and rng.random() < 0.3:
                 question = question.replace(word, rng.choice(words), 1)
@@ -173,6 +172,12 @@ def with_typo(rng: random.Random, question: str) -> str:
     i = rng.choice(spots)
     swapped = question[i + 1] + question[i] if rng.random() < 0.5 else question[i]
     return question[:i] + swapped + question[i + 2 :]
+
+
+def shapes_of(level: Level) -> list[str]:
+    """The shapes that a level shows, in the order of FIGURES."""
+    shown = {shape for _, shape in level.pairs}
+    return [shape for shape in FIGURES if shape in shown]
 
 
 def unique_thing(scene: Scene, rng: random.Random, attribute: str) -> Thing | None:
@@ -252,8 +257,7 @@ def ask_count(scene: Scene, rng: random.Random, level: Level) -> Exchange:
     by_shape = rng.random() < 0.6
     if by_shape:
         shown = [thing.shape for thing in scene.things]
-        asked = {shape for _, shape in level.pairs}
-        known = [shape for shape in FIGURES if shape in asked]
+        known = shapes_of(level)
     else:
         shown = [thing.colour for thing in scene.things]
         known = sorted({colour for colour, _ in level.pairs})
@@ -414,8 +418,7 @@ def ask_inside_box(scene: Scene, rng: random.Random, level: Level) -> Exchange:
 
 def ask_absent(scene: Scene, rng: random.Random, level: Level) -> Exchange:
     """A question about something that is not in the image: the answer says so."""
-    known = {shape for _, shape in level.pairs}
-    absent_shapes = sorted(known - {thing.shape for thing in scene.things})
+    absent_shapes = sorted(set(shapes_of(level)) - {thing.shape for thing in scene.things})
     if rng.random() < 0.4:
         name = rng.choice(absent_shapes)
         phrasings = [

@@ -23,13 +23,18 @@ from tiny.drawing import (
     TEXTURES,
     Camera,
     Hand,
+    Points,
+    arrow_corners,
     cast_shadow,
+    cross_corners,
     draw_ground,
     figure_mask,
+    heart_corners,
     paint,
     photograph,
     random_camera,
     random_hand,
+    star_corners,
     text_mask,
 )
 
@@ -129,56 +134,17 @@ FONTS = (
 
 # --------------------------------------------------------------------------------- stencils
 
-# Corners (x, y) of a polygon in a square from -1 to 1, y pointing down.
-Corners = list[tuple[float, float]]
 # Paints a shape of radius r around the point (r, r).
 Painter = Callable[[ImageDraw.ImageDraw, float], None]
 
 
-def _polygon(corners: Corners) -> Painter:
+def _polygon(corners: Points) -> Painter:
     """A painter of the polygon with these corners."""
 
     def paint(draw: ImageDraw.ImageDraw, r: float) -> None:
         draw.polygon([(r + x * r, r + y * r) for x, y in corners], fill=255)
 
     return paint
-
-
-def _star_corners(points: int, outer_radius: float, inner_radius: float) -> Corners:
-    """The corners of a star, alternating between two radii, the first on top."""
-    corners = []
-    for i in range(2 * points):
-        radius = outer_radius if i % 2 == 0 else inner_radius
-        angle = 2 * math.pi * i / (2 * points)
-        corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
-    return corners
-
-
-def _heart_corners() -> Corners:
-    """Corners along x = 16 sin³ t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
-    corners = []
-    for i in range(60):
-        t = 2 * math.pi * i / 60
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        corners.append((math.sin(t) ** 3, -(y + 2.5) / 15.5))
-    return corners
-
-
-def _cross_corners(half_arm: float) -> Corners:
-    """The twelve corners of a cross whose arms are twice `half_arm` wide."""
-    a = half_arm
-    top = [(-a, -1), (a, -1), (a, -a)]
-    right = [(1, -a), (1, a), (a, a)]
-    bottom = [(a, 1), (-a, 1), (-a, a)]
-    left = [(-1, a), (-1, -a), (-a, -a)]
-    return top + right + bottom + left
-
-
-def _arrow_corners() -> Corners:
-    """The seven corners of an arrow that points to the right."""
-    upper = [(-1, -0.28), (0.1, -0.28), (0.1, -0.8)]
-    lower = [(0.1, 0.8), (0.1, 0.28), (-1, 0.28)]
-    return [*upper, (1, 0), *lower]
 
 
 def _circle(draw: ImageDraw.ImageDraw, r: float) -> None:
@@ -200,12 +166,12 @@ SHAPES: dict[str, Painter] = {
     "square": _polygon([(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]),
     "triangle": _polygon([(0, -0.95), (1, 0.85), (-1, 0.85)]),
     "diamond": _polygon([(0, -1), (0.72, 0), (0, 1), (-0.72, 0)]),
-    "star": _polygon(_star_corners(5, 1.0, 0.42)),
-    "cross": _polygon(_cross_corners(0.34)),
+    "star": _polygon(star_corners(5, 1.0, 0.42)),
+    "cross": _polygon(cross_corners(0.34)),
     "ring": _ring,
-    "heart": _polygon(_heart_corners()),
+    "heart": _polygon(heart_corners(dip=5)),
     "moon": _moon,
-    "arrow": _polygon(_arrow_corners()),
+    "arrow": _polygon(arrow_corners(shaft=0.28, neck=0.1, wing=0.8)),
 }
 PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 ALL_PAIRS = [(colour, shape) for colour in COLOURS for shape in FIGURES]
