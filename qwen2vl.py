@@ -50,6 +50,7 @@ from qwen2vl_extras import (
     checks,
     compiled,
     distributed,
+    first_calls,
     flash,
     lora,
     packed_layers,
@@ -69,6 +70,8 @@ from qwen2vl_extras.streaming import Streamer, check_streamer, feed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+first_calls.settle()  # or the first rotary table may be inexact
 
 # Constants of the architecture that the official config.json leaves out.
 VISION_NORM_EPS = 1e-6
