@@ -605,7 +605,7 @@ def description(sketch: Sketch) -> str:
 
 
 def ask_about(sketch: Sketch) -> list[SketchQuestion]:
-    """What is seen; of several objects also the colour or shape of one, and where it is."""
+    """What is seen; of several objects also the colour or shape of one, and how many they are."""
     if sketch.text:
         return [SketchQuestion(sketch, "What does it say?", f"{sketch.text}.")]
     questions = [SketchQuestion(sketch, "Describe this image.", description(sketch))]
@@ -622,7 +622,8 @@ def ask_about(sketch: Sketch) -> list[SketchQuestion]:
         text = f"What is the {thing.colour} thing?"
         answer = article(thing.shape)
         questions.append(SketchQuestion(sketch, text, f"{answer[0].upper()}{answer[1:]}."))
-    questions.append(SketchQuestion(sketch, "How many shapes are there?", "Three."))
+    count = ("Two.", "Three.")[len(sketch.objects) - 2]
+    questions.append(SketchQuestion(sketch, "How many shapes are there?", count))
     return questions
 
 
