@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tiny.evaluate import load_and_answer
 from tiny.sheet import Entry, contact_sheet
-from tiny.sketches import WAYS, WAYS_OF_WRITING, SketchQuestion, any_sketch, ask_about, draw_sketch
+from tiny.sketches import ALL_WAYS, SketchQuestion, any_sketch, ask_about, conversation, draw_sketch
 
 OUT = Path(__file__).parent / "plots" / "gallery.png"
 SKETCHES = 40
@@ -21,11 +21,10 @@ SKETCHES = 40
 
 def gallery_questions() -> list[SketchQuestion]:
     """Forty sketches, each with one of the questions that can be asked about it."""
-    ways = (*WAYS, *WAYS_OF_WRITING)
     rng = random.Random("gallery")
     questions = []
     for i in range(SKETCHES):
-        way = ways[i % len(ways)]
+        way = ALL_WAYS[i % len(ALL_WAYS)]
         fewest = 2 if way == "overlapping" else 1
         sketch = any_sketch(way, rng.randint(fewest, 3), f"gallery:{i}")
         questions.append(rng.choice(ask_about(sketch)))
@@ -40,17 +39,12 @@ def main() -> None:
     args = parser.parse_args()
 
     questions = gallery_questions()
-    images = [draw_sketch(question.sketch) for question in questions]
-    conversations = []
-    for question, image in zip(questions, images, strict=True):
-        items = [{"type": "image", "image": image}, {"type": "text", "text": question.text}]
-        conversations.append([{"role": "user", "content": items}])
-    answers = load_and_answer(args.model, conversations)
+    answers = load_and_answer(args.model, [conversation(question) for question in questions])
 
     cells = []
-    for question, image, said in zip(questions, images, answers, strict=True):
+    for question, said in zip(questions, answers, strict=True):
         label = f"({question.sketch.way}) {question.text}"
-        cells.append(Entry(image, label, said, said == question.answer))
+        cells.append(Entry(draw_sketch(question.sketch), label, said, said == question.answer))
     OUT.parent.mkdir(exist_ok=True)
     contact_sheet(cells, columns=5).save(OUT, optimize=True)
     print(f"{sum(cell.right for cell in cells)} of {len(cells)} answers are right")

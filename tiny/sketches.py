@@ -222,6 +222,7 @@ WAYS = (
 
 
 WAYS_OF_WRITING = ("capital letters", "lower case", "uphill", "a number")
+ALL_WAYS = (*WAYS, *WAYS_OF_WRITING)
 DPI = 100
 PIXEL = 72 / DPI  # in the points that matplotlib's lines and letters have
 TYPEFACES = ("DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10")  # matplotlib's own
@@ -637,19 +638,22 @@ def any_sketch(way: str, count: int, seed: str) -> Sketch:
 # ------------------------------------------------------------------------------ measurement
 
 
+def conversation(question: SketchQuestion) -> list[dict]:
+    """The sketch and the question about it, as a conversation of one turn."""
+    items = [
+        {"type": "image", "image": draw_sketch(question.sketch)},
+        {"type": "text", "text": question.text},
+    ]
+    return [{"role": "user", "content": items}]
+
+
 def answer_sketches(
     model: torch.nn.Module, processor: Qwen2VLProcessor, questions: list[SketchQuestion], label: str
 ) -> list[str]:
     """The greedy answers, forty questions at a time."""
     said: list[str] = []
     for start in tqdm(range(0, len(questions), 40), label, unit="batch", dynamic_ncols=True):
-        conversations = []
-        for question in questions[start : start + 40]:
-            items = [
-                {"type": "image", "image": draw_sketch(question.sketch)},
-                {"type": "text", "text": question.text},
-            ]
-            conversations.append([{"role": "user", "content": items}])
+        conversations = [conversation(question) for question in questions[start : start + 40]]
         said += answer_batch(model, processor, conversations)
     return said
 
@@ -716,8 +720,7 @@ def parse_arguments() -> argparse.Namespace:
         "--scenes", type=int, default=500, help="sketches a way and number of objects (default 500)"
     )
     add("--seed", default="sketches", help="another word gives other sketches")
-    every = (*WAYS, *WAYS_OF_WRITING)
-    add("--ways", nargs="+", choices=every, default=every, help="only these ways")
+    add("--ways", nargs="+", choices=ALL_WAYS, default=ALL_WAYS, help="only these ways")
     add("--sheet", type=Path, help="write some of the sketches there, with the answers given")
     return parser.parse_args()
 
