@@ -230,7 +230,9 @@ def test_attention_in_float32_is_attention_with_its_gradients():
 
 def test_the_second_part_goes_on_from_the_weights_that_it_is_given(tmp_path):
     start = Path(train.__file__).parent / "checkpoint"
-    settings = train.Settings(out=tmp_path / "drawn", steps=2, start=start, stop_at=0.0)
+    settings = train.Settings(
+        out=tmp_path / "drawn", steps=2, part="drawn", start=start, stop_at=0.0
+    )
     train.train(settings)
     worker = train.Worker(0, settings)
     stored = load_file(start / "model.safetensors")

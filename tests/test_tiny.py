@@ -642,14 +642,12 @@ def test_a_short_training_stays_with_single_things():
 
 
 def test_the_recipe_is_eight_hours_in_stages_of_at_most_two():
-    assert sum(train.PARTS.values()) <= 8 * 60
-    for minutes, curriculum in zip(
-        train.PARTS.values(), (train.CURRICULUM, train.DRAWN_CURRICULUM), strict=True
-    ):
-        starts = [0.0, *(stage.until for stage in curriculum)]
+    assert sum(part.minutes for part in train.PARTS.values()) <= 8 * 60
+    for part in train.PARTS.values():
+        starts = [0.0, *(stage.until for stage in part.curriculum)]
         assert starts[-1] == 1
         for start, end in itertools.pairwise(starts):
-            assert 0 < (end - start) * minutes <= 120
+            assert 0 < (end - start) * part.minutes <= 120
 
 
 # ------------------------------------------------------------------------------- evaluation

@@ -126,6 +126,8 @@ SHORT = {
         "compare",
         "whats new",
         "what changed?",
+        "what is new in picture 2",
+        "spot the difference",
     ),
     "What is in picture {}?": ("picture {}?", "and picture {}", "what's in number {}"),
     "How many pictures are there?": ("how many images", "how many pictures", "how many photos?"),
@@ -487,6 +489,9 @@ def ask_difference(images: Images, rng: random.Random, level: Level) -> Exchange
         "What differs?",
         "What is different?",
         "What has changed?",
+        "What has changed in picture 2?",
+        "How does picture 2 differ?",
+        "How do the pictures differ?",
         "What differs in picture 2?",
     ]
     question = choose_phrasing(rng, level, phrasings)

@@ -3,13 +3,14 @@
     python -m tiny.train                                      # the whole recipe, eight hours
     python -m tiny.train                                      # again: goes on where it stopped
     python -m tiny.train --minutes 10 --out tiny/runs/ten     # single shapes and their colours
-    python -m tiny.train --minutes 150 --out tiny/runs/drawn --start tiny/runs/plain
+    python -m tiny.train --part drawn --out tiny/runs/drawn --start tiny/runs/plain
 
-The recipe has two parts. The first is the plain world: shapes with edges like a ruler's,
+The recipe has three parts. The first is the plain world: shapes with edges like a ruler's,
 words, several images, videos. The second goes on from its weights with all that people draw
-by hand and photograph. Both are cut into stages of at most two hours; the weights at the
-end of each stage stay in a folder of their own (tiny/runs/plain-stage-1 and so on), from
-which `--start` can go on if the state file is lost.
+by hand and photograph, six more shapes among it. The third shows more of the first again,
+and more words. All are cut into stages of at most two hours; the weights at the end of each
+stage stay in a folder of their own (tiny/runs/plain-stage-1 and so on), from which `--start`
+can go on if the state file is lost.
 
 Unlike a large model nothing here is pretrained, so a curriculum does what data does
 elsewhere. One shape on a small canvas first, until the vision transformer sees shapes; then
@@ -158,9 +159,36 @@ DRAWN_CURRICULUM = (
     Stage(until=0.20, mixture={"image": MixturePart(0.45, SMALL_DRAWING, turns=5), **DRAWN_OTHERS}),
     Stage(until=1.00, mixture={"image": MixturePart(0.45, DRAWING, turns=5), **DRAWN_OTHERS}),
 )
-# The two parts of the recipe, in minutes on two cores: each of their stages is shorter than
-# two hours.
-PARTS = {"plain": 330.0, "drawn": 150.0}
+# The third part: what the second had made worse, the plain world and words, gets more room.
+BOTH_CURRICULUM = (
+    Stage(
+        until=1.00,
+        mixture={
+            "image": MixturePart(0.45, replace(DRAWING, drawn=0.65), turns=5),
+            "words": MixturePart(0.32, DRAWN_SIGN, turns=2),
+            "images": MixturePart(0.14, DRAWN_PAIR, turns=4),
+            "video": MixturePart(0.08, DRAWN_PAIR, turns=3),
+            "text": MixturePart(0.01, DRAWN_PAIR, turns=3),
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the recipe's parts: minutes on two cores, what is shown, the highest rate."""
+
+    minutes: float
+    curriculum: tuple[Stage, ...]
+    lr: float
+
+
+# Together at most eight hours; no stage of them is longer than two.
+PARTS = {
+    "plain": Part(240, CURRICULUM, lr=3e-3),
+    "drawn": Part(150, DRAWN_CURRICULUM, lr=2e-3),
+    "both": Part(90, BOTH_CURRICULUM, lr=2e-3),
+}
 RUNS = Path("tiny/runs")  # git ignores it
 # Asked so many times as often as other tasks: places and comparisons are learned slowest.
 EMPHASIS = {"where": 2, "find": 3, "relation": 2, "size": 2}
@@ -610,7 +638,8 @@ class Settings:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32  # of the matrix products
     workers: int = 1
-    start: Path | None = None  # a checkpoint whose weights the second part goes on from
+    part: str = "plain"  # one of PARTS: what is shown, and how fast it learns
+    start: Path | None = None  # a checkpoint whose weights it goes on from
     measurements: int = 16  # how often in a training its accuracy is measured
 
     @property
@@ -652,11 +681,11 @@ class Progress:
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:
-    """The stages of the first part, or of the second, which goes on from weights."""
-    if settings.start:
-        return DRAWN_CURRICULUM
-    first = replace(CURRICULUM[0], until=first_stage_until(settings))
-    return (first, *CURRICULUM[1:])
+    """The stages of a part; in a short training the plain one's first stage is longer."""
+    first, *rest = PARTS[settings.part].curriculum
+    if settings.part == "plain":
+        first = replace(first, until=first_stage_until(settings))
+    return (first, *rest)
 
 
 def stage_at(share: float, settings: Settings) -> Stage:
@@ -678,13 +707,13 @@ def first_stage_until(settings: Settings) -> float:
 
 
 def train_all(settings: Settings) -> None:
-    """Both parts, the second from the weights of the first."""
+    """All parts, each from the weights of the one before."""
     start = None
-    for name, minutes in PARTS.items():
-        part = replace(settings, out=RUNS / name, minutes=minutes, start=start)
-        print(f"{name}: {minutes:.0f} minutes, into {part.out}")
-        train(part)
-        start = part.out
+    for name, part in PARTS.items():
+        out = RUNS / name
+        print(f"{name}: {part.minutes:.0f} minutes, into {out}")
+        train(replace(settings, out=out, minutes=part.minutes, part=name, start=start))
+        start = out
 
 
 def train(settings: Settings) -> None:
@@ -735,7 +764,7 @@ class Worker:
             self.model = Qwen2VLForConditionalGeneration(config, "sdpa").to(settings.device)
             self.model.generation_config = read_json(settings.out, "generation_config.json")
             initialise(self.model)
-        self.optimizer = Optimizer(self.model, 2e-3 if settings.start else 3e-3)
+        self.optimizer = Optimizer(self.model, PARTS[settings.part].lr)
         self.progress = Progress()
         if settings.state_file.exists():
             self.restore()
@@ -924,15 +953,16 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--minutes", type=float, help="of one part: its training time in all (default 60)")
+    add("--minutes", type=float, help="its training time in all (default: the recipe's)")
     add("--steps", type=int, help="a budget in steps instead of minutes")
     add(
         "--out",
         type=Path,
-        help="train one part alone, into this folder (default: both, into tiny/runs/plain and "
-        "tiny/runs/drawn)",
+        help="train one part alone, into this folder (default: all of them, into tiny/runs/plain, "
+        "tiny/runs/drawn and tiny/runs/both)",
     )
-    add("--start", type=Path, help="go on from the weights of this checkpoint: the second part")
+    add("--part", choices=tuple(PARTS), help="which one (default: plain)")
+    add("--start", type=Path, help="go on from the weights of this checkpoint")
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1")
     add(
@@ -948,18 +978,22 @@ def parse_arguments() -> argparse.Namespace:
         "(default 2, on another device 1)",
     )
     args = parser.parse_args()
-    if args.out is None and (args.minutes or args.steps or args.start):
-        parser.error("--minutes, --steps and --start are of one part: name its folder with --out")
+    if args.out is None and (args.minutes or args.steps or args.part or args.start):
+        parser.error(
+            "--minutes, --steps, --part and --start are of one part: name its folder with --out"
+        )
     return args
 
 
 def main() -> None:
     args = parse_arguments()
+    part = args.part or "plain"
     settings = Settings(
-        out=args.out or RUNS / "plain",
-        minutes=args.minutes or 60,
+        out=args.out or RUNS / part,
+        minutes=args.minutes or PARTS[part].minutes,
         steps=args.steps,
         seed=args.seed,
+        part=part,
         start=args.start,
         device=args.device,
         dtype=pick_dtype(args.dtype, args.device),
