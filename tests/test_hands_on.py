@@ -213,9 +213,9 @@ def test_the_stored_drawings_are_those_that_the_script_draws(tmp_path, monkeypat
     for name, image in stored.items():
         assert image.tobytes() == again[name].tobytes(), name
     # The model has no word for any of them.
-    from tiny.world import SHAPES
+    from tiny.drawing import FIGURES
 
-    assert not {fine_tuning.thing_of(name) for name in stored} & SHAPES.keys()
+    assert not {fine_tuning.thing_of(name) for name in stored} & FIGURES.keys()
 
 
 def test_the_2b_whose_memory_is_counted_is_the_official_one(official):

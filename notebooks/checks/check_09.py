@@ -13,10 +13,12 @@ from plots import plots_09 as plots
 
 from checks import watch
 from processor import Qwen2VLProcessor
+from tiny.drawing import FIGURES, figure_mask
 from tiny.train import answer_labels
-from tiny.world import COLOURS, SHAPES
+from tiny.world import COLOURS, PLAIN_HAND, SHAPES
 
-KNOWN_SHAPES = dict(SHAPES)  # before a reader adds one
+KNOWN_SHAPES = tuple(FIGURES)
+PAINTERS = dict(SHAPES)  # of those that need no hand, before a reader adds one
 
 # -------------------------------------------------------------- exercise 1: labels of several turns
 
@@ -136,7 +138,7 @@ def my_shape(answer: Callable[[], tuple[str, list[tuple[float, float]]]]) -> Non
         draw.polygon([(r + x * r, r + y * r) for x, y in corners], fill=255)
 
     mine = _mask(paint)
-    known = {shape: _mask(painter) for shape, painter in KNOWN_SHAPES.items()}
+    known = {shape: _known_mask(shape) for shape in KNOWN_SHAPES}
     shared = {}  # the share of their joint area that the new shape has in common with each
     for shape, mask in known.items():
         shared[shape] = float((mine & mask).sum() / (mine | mask).sum())
@@ -175,3 +177,12 @@ def _mask(paint: Callable[[ImageDraw.ImageDraw, float], None], side: int = 128) 
     image = Image.new("L", (side, side))
     paint(ImageDraw.Draw(image), side / 2)
     return np.array(image) > 127
+
+
+def _known_mask(shape: str, side: int = 128) -> np.ndarray:
+    """Where a shape that the model knows is painted: (side, side), True or False."""
+    if shape in PAINTERS:
+        return _mask(PAINTERS[shape], side)
+    drawn = figure_mask(shape, side, PLAIN_HAND)  # with room around it
+    edge = (drawn.width - side) // 2
+    return np.array(drawn.crop((edge, edge, edge + side, edge + side))) > 127

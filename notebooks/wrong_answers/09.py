@@ -169,37 +169,43 @@ def my_shape():
 
 # %% my_shape: the name of a shape that it knows
 def my_shape():
-    walls = [(0.75, -0.1), (0.75, 0.95), (-0.75, 0.95), (-0.75, -0.1)]
-    return "star", [(0, -1), (1, -0.1), *walls, (-1, -0.1)]
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return "star", [*points, (0.85, 0.8), (-0.85, 0.8)]
+
+
+# %% my_shape: the name of a shape that only people draw
+def my_shape():
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return "house", [*points, (0.85, 0.8), (-0.85, 0.8)]
 
 
 # %% my_shape: the name of a colour
 def my_shape():
-    walls = [(0.75, -0.1), (0.75, 0.95), (-0.75, 0.95), (-0.75, -0.1)]
-    return "red", [(0, -1), (1, -0.1), *walls, (-1, -0.1)]
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return "red", [*points, (0.85, 0.8), (-0.85, 0.8)]
 
 
 # %% my_shape: a word that the tokenizer has a token for
 def my_shape():
-    walls = [(0.75, -0.1), (0.75, 0.95), (-0.75, 0.95), (-0.75, -0.1)]
-    return "picture", [(0, -1), (1, -0.1), *walls, (-1, -0.1)]
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return "picture", [*points, (0.85, 0.8), (-0.85, 0.8)]
 
 
 # %% my_shape: two words
 def my_shape():
-    walls = [(0.75, -0.1), (0.75, 0.95), (-0.75, 0.95), (-0.75, -0.1)]
-    return "my house", [(0, -1), (1, -0.1), *walls, (-1, -0.1)]
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return "my crown", [*points, (0.85, 0.8), (-0.85, 0.8)]
 
 
 # %% my_shape: a capital letter
 def my_shape():
-    walls = [(0.75, -0.1), (0.75, 0.95), (-0.75, 0.95), (-0.75, -0.1)]
-    return "House", [(0, -1), (1, -0.1), *walls, (-1, -0.1)]
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return "Crown", [*points, (0.85, 0.8), (-0.85, 0.8)]
 
 
 # %% my_shape: corners outside of the square
 def my_shape():
-    return "house", [(0, -100), (100, -10), (75, 95), (-75, 95)]
+    return "crown", [(-100, -60), (0, 10), (100, -60), (85, 80), (-85, 80)]
 
 
 # %% my_shape: two corners
@@ -209,8 +215,8 @@ def my_shape():
 
 # %% my_shape: corners without a name
 def my_shape():
-    walls = [(0.75, -0.1), (0.75, 0.95), (-0.75, 0.95), (-0.75, -0.1)]
-    return [(0, -1), (1, -0.1), *walls, (-1, -0.1)]
+    points = [(-1, -0.6), (-0.5, 0.1), (0, -0.8), (0.5, 0.1), (1, -0.6)]
+    return [*points, (0.85, 0.8), (-0.85, 0.8)]
 
 
 # %% my_shape: a star of its own
