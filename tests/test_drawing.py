@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
+from qwen2vl import Qwen2VLForConditionalGeneration
 from tiny import sketches, tasks, train
 from tiny.drawing import FIGURES, FILLS, Camera, Hand, figure_mask, photograph
 from tiny.tasks import TASKS, ask, show
@@ -242,3 +243,13 @@ def test_the_second_part_goes_on_from_the_weights_that_it_is_given(tmp_path):
     )
     assert train.stage_at(0.0, worker.settings) is train.DRAWN_CURRICULUM[0]
     assert all(p.requires_grad for p in worker.model.parameters())
+
+
+def test_weights_are_stored_in_bfloat16_and_computed_in_float32(tmp_path):
+    source = Path(train.__file__).parent / "checkpoint"
+    train.store_in_bfloat16(source, tmp_path / "stored")
+    stored = load_file(tmp_path / "stored" / "model.safetensors")
+    for name, tensor in load_file(source / "model.safetensors").items():
+        assert torch.equal(stored[name], tensor.bfloat16()), name
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "stored")
+    assert model.dtype == torch.float32

@@ -1,7 +1,7 @@
 """Plot how the training went, and what is taken for what.
 
-python -m tiny.plots --training tiny/runs/all.run.pt     # loss and accuracy against minutes
-python -m tiny.plots --answers answers.json     # of python -m tiny.evaluate --json answers.json
+python -m tiny.plots --training tiny/runs/both.run.pt    # loss and accuracy against minutes
+python -m tiny.plots --answers answers.json    # of python -m tiny.evaluate --json answers.json
 """
 
 import argparse
@@ -119,7 +119,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     if args.training:
         state = torch.load(args.training, weights_only=True)
-        plot_training(Progress.from_dict(state["run"]), FOLDER / "training.png")
+        name = args.training.name.removesuffix(".run.pt")
+        plot_training(Progress.from_dict(state["run"]), FOLDER / f"training-{name}.png")
     if args.answers:
         rows = json.loads(args.answers.read_text(encoding="utf-8"))
         plot_confusion(rows, FOLDER / "confusion.png")

@@ -10,7 +10,8 @@ words, several images, videos. The second goes on from its weights with all that
 by hand and photograph, six more shapes among it. The third shows more of the first again,
 and more words. All are cut into stages of at most two hours; the weights at the end of each
 stage stay in a folder of their own (tiny/runs/plain-stage-1 and so on), from which `--start`
-can go on if the state file is lost.
+can go on if the state file is lost. At the end the weights are rounded to bfloat16, into
+tiny/runs/checkpoint.
 
 Unlike a large model nothing here is pretrained, so a curriculum does what data does
 elsewhere. One shape on a small canvas first, until the vision transformer sees shapes; then
@@ -39,6 +40,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
     Regex,
@@ -714,6 +716,19 @@ def train_all(settings: Settings) -> None:
         print(f"{name}: {part.minutes:.0f} minutes, into {out}")
         train(replace(settings, out=out, minutes=part.minutes, part=name, start=start))
         start = out
+    assert start is not None
+    store_in_bfloat16(start, RUNS / "checkpoint")
+
+
+def store_in_bfloat16(source: Path, target: Path) -> None:
+    """Copy a checkpoint, its weights rounded to bfloat16: half of the bytes.
+
+    Its config.json still says float32, in which it is loaded and computed.
+    """
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    weights = load_file(source / "model.safetensors")
+    rounded = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(rounded, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def train(settings: Settings) -> None:
