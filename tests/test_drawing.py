@@ -4,6 +4,7 @@ answers say, and no phrasing that is kept back slips in.
 
 import ast
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qwen2vl import Qwen2VLForConditionalGeneration
 from tiny import sketches, tasks, train
@@ -239,17 +240,22 @@ def test_the_second_part_goes_on_from_the_weights_that_it_is_given(tmp_path):
     stored = load_file(start / "model.safetensors")
     own = dict(worker.model.named_parameters())
     assert torch.equal(
-        own["model.embed_tokens.weight"].detach(), stored["model.embed_tokens.weight"]
+        own["model.embed_tokens.weight"].detach(), stored["model.embed_tokens.weight"].float()
     )
     assert train.stage_at(0.0, worker.settings) is train.DRAWN_CURRICULUM[0]
     assert all(p.requires_grad for p in worker.model.parameters())
 
 
-def test_weights_are_stored_in_bfloat16_and_computed_in_float32(tmp_path):
+def test_the_mean_is_stored_in_bfloat16_and_computed_in_float32(tmp_path):
     source = Path(train.__file__).parent / "checkpoint"
-    train.store_in_bfloat16(source, tmp_path / "stored")
+    weights = load_file(source / "model.safetensors")
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    three_times = {name: 3 * tensor.float() for name, tensor in weights.items()}
+    save_file(three_times, other / "model.safetensors")
+    train.store_mean([source, other], tmp_path / "stored")
     stored = load_file(tmp_path / "stored" / "model.safetensors")
-    for name, tensor in load_file(source / "model.safetensors").items():
-        assert torch.equal(stored[name], tensor.bfloat16()), name
+    for name, tensor in weights.items():
+        assert torch.equal(stored[name], (2 * tensor.float()).bfloat16()), name
     model = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "stored")
     assert model.dtype == torch.float32
