@@ -24,6 +24,8 @@ from qwen2vl_extras.added_tokens import add_stated_tokens
 from qwen2vl_extras.distributed import Part
 from qwen2vl_extras.errors import note
 
+# The folder of the checkpoint that comes with this code, by the name "tiny".
+EMBEDDED = Path(__file__).parent / "tiny" / "checkpoint"
 # Weights are in one file, or in shards that an index lists.
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -71,10 +73,9 @@ def find_checkpoint(name: str | os.PathLike, weights: bool = True) -> Path:
     """
     name = os.fspath(name)
     if name == "tiny":  # reserved, even where a folder has this name
-        embedded = Path(__file__).parent / "tiny" / "checkpoint"
-        if not embedded.is_dir():
-            raise FileNotFoundError(f"'tiny' is not installed: there is no folder {embedded}")
-        return embedded
+        if not EMBEDDED.is_dir():
+            raise FileNotFoundError(f"'tiny' is not installed: there is no folder {EMBEDDED}")
+        return EMBEDDED
 
     # A folder wins over a repository of the same name. "" would be the current folder.
     folder = Path(name).expanduser()
@@ -335,10 +336,13 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
 def note_other_dtypes(
     folder: Path, headers: Mapping[str, "TensorHeader"], dtype: torch.dtype
 ) -> None:
-    """Say in one line if tensors are stored in another dtype than the one they are read in."""
+    """Say in one line if tensors are stored in another dtype than the one they are read in.
+
+    Not of the embedded checkpoint, which is stored in bfloat16 only to be small.
+    """
     stored = {header.dtype for header in headers.values()}
     others = sorted(stored - {name for name in DTYPES if DTYPES[name] == dtype})
-    if others:
+    if others and folder != EMBEDDED:
         note(
             f"{folder}: weights are stored in {' and '.join(others)} and read in "
             f"{dtype_name(dtype)}, the checkpoint's dtype; dtype= chooses another"

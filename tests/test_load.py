@@ -142,12 +142,11 @@ def test_a_folder_is_itself_and_tiny_is_reserved(tmp_path, monkeypatch):
     assert load.find_checkpoint(tmp_path) == tmp_path
     assert load.find_checkpoint("./tiny") == Path("tiny")
     # "tiny" is the folder beside load.py, not the one in the working directory.
-    elsewhere = tmp_path / "elsewhere"
-    monkeypatch.setattr(load, "__file__", str(elsewhere / "load.py"))
-    with pytest.raises(FileNotFoundError, match="checkpoint"):
+    assert load.find_checkpoint("tiny") == ROOT / "tiny" / "checkpoint"
+    missing = tmp_path / "missing"
+    monkeypatch.setattr(load, "EMBEDDED", missing)
+    with pytest.raises(FileNotFoundError, match="missing"):
         load.find_checkpoint("tiny")
-    (elsewhere / "tiny" / "checkpoint").mkdir(parents=True)
-    assert load.find_checkpoint("tiny") == elsewhere / "tiny" / "checkpoint"
 
 
 def test_what_is_neither_folder_nor_hub_name_is_refused_by_name(tmp_path):

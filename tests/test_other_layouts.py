@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import random
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def small_weights(seed: int, tied: bool = False) -> tuple[dict, dict[str, Tensor
     return random_config(seed, tied), tensors
 
 
-def load_model(folder: Path, dtype: str = "auto") -> Qwen2VLForConditionalGeneration:
+def load_model(folder: Path | str, dtype: str = "auto") -> Qwen2VLForConditionalGeneration:
     return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, device_map="cpu")
 
 
@@ -286,6 +287,16 @@ def test_auto_dtype_is_that_of_transformers_and_a_difference_is_said(tmp_path, a
         for note in notes:
             assert str(folder) in note
             assert "\n" not in note
+
+
+def test_no_line_says_that_the_embedded_checkpoint_is_stored_in_bfloat16(tmp_path, caplog):
+    folder = tmp_path / "copy"
+    shutil.copytree(load.EMBEDDED, folder)
+    with caplog.at_level(logging.WARNING, "qwen2vl"):
+        load_model("tiny")
+        assert not caplog.text
+        load_model(folder)
+    assert "stored in BF16 and read in float32" in caplog.text
 
 
 def test_float64_weights_are_converted_and_a_line_says_so(tmp_path, caplog):
