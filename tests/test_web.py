@@ -133,11 +133,12 @@ def test_shapes_are_answered_right_filled_or_in_outline(tiny, amount, shape):
         colour = rng.choice(list(COLOURS))
         for way, (pen, fill) in ways.items():
             image = one_shape(rng, colour, shape, pen, fill)
-            num_right[way] += describe(tiny, image) == f"A {colour} {shape}."
-    assert num_right["button"] >= 0.9 * trials
-    if shape != "star":  # the pen's width rounds its corners off
-        assert num_right["outline"] >= 0.8 * trials
-        assert num_right["filled"] >= 0.8 * trials
+            names = [shape]
+            if (shape, way) == ("circle", "outline"):
+                names.append("ring")  # people would call it either
+            answers = [f"A {colour} {name}." for name in names]
+            num_right[way] += describe(tiny, image) in answers
+    assert min(num_right.values()) >= 0.8 * trials
 
 
 @pytest.mark.parametrize("cup", sorted(DRAWINGS.glob("cup-*.png")), ids=lambda path: path.stem)
@@ -145,7 +146,7 @@ def test_a_cup_is_taken_for_something_that_the_model_knows(tiny, cup):
     """The planned failure of notebooks/README.md."""
     answer = describe(tiny, Image.open(cup))
     assert "cup" not in answer
-    assert any(shape in answer for shape in FIGURES), answer
+    assert any(known in answer for known in (*FIGURES, "word", "number")), answer
 
 
 def describe(tiny, image: Image.Image) -> str:
