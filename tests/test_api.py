@@ -31,7 +31,7 @@ from qwen2vl_extras import arguments, processor_files
 from tests.helpers.reference import KINDS, random_inputs, random_pair
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY = Path(__file__).parent.parent / "tiny" / "checkpoint"
+TINY = load.EMBEDDED
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import load
 from benchmarks.shapes import SHAPE_72B, SHAPES
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from qwen2vl_extras import distributed, memory
-from tests.helpers.launch import ROOT, Launch
+from tests.helpers.launch import Launch
 from tests.helpers.reference import (
     KINDS,
     TOLERANCE,
@@ -34,7 +34,7 @@ from tests.helpers.shared_worker import NEW_TOKENS
 COUNTS = (2, 4)
 # Query, key-value and vision heads that 2 and 4 processes can share; the first are the 72B's.
 HEADS = [(64, 8, 16), (4, 2, 4), (8, 8, 8), (4, 1, 4), (12, 2, 4), (8, 4, 4), (28, 4, 16)]
-TINY = ROOT / "tiny" / "checkpoint"
+TINY = load.EMBEDDED
 
 
 # ---------------------------------------------------------------------------------- random models

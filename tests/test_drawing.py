@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
+from load import EMBEDDED
 from qwen2vl import Qwen2VLForConditionalGeneration
 from tiny import sketches, tasks, train
 from tiny.drawing import FIGURES, FILLS, Camera, Hand, figure_mask, photograph
@@ -231,13 +232,12 @@ def test_attention_in_float32_is_attention_with_its_gradients():
 
 
 def test_the_second_part_goes_on_from_the_weights_that_it_is_given(tmp_path):
-    start = Path(train.__file__).parent / "checkpoint"
     settings = train.Settings(
-        out=tmp_path / "drawn", steps=2, part="drawn", start=start, stop_at=0.0
+        out=tmp_path / "drawn", steps=2, part="drawn", start=EMBEDDED, stop_at=0.0
     )
     train.train(settings)
     worker = train.Worker(0, settings)
-    stored = load_file(start / "model.safetensors")
+    stored = load_file(EMBEDDED / "model.safetensors")
     own = dict(worker.model.named_parameters())
     assert torch.equal(
         own["model.embed_tokens.weight"].detach(), stored["model.embed_tokens.weight"].float()
@@ -247,13 +247,12 @@ def test_the_second_part_goes_on_from_the_weights_that_it_is_given(tmp_path):
 
 
 def test_the_mean_is_stored_in_bfloat16_and_computed_in_float32(tmp_path):
-    source = Path(train.__file__).parent / "checkpoint"
-    weights = load_file(source / "model.safetensors")
+    weights = load_file(EMBEDDED / "model.safetensors")
     other = tmp_path / "other"
-    shutil.copytree(source, other)
+    shutil.copytree(EMBEDDED, other)
     three_times = {name: 3 * tensor.float() for name, tensor in weights.items()}
     save_file(three_times, other / "model.safetensors")
-    train.store_mean([source, other], tmp_path / "stored")
+    train.store_mean([EMBEDDED, other], tmp_path / "stored")
     stored = load_file(tmp_path / "stored" / "model.safetensors")
     for name, tensor in weights.items():
         assert torch.equal(stored[name], (2 * tensor.float()).bfloat16()), name

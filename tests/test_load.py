@@ -143,10 +143,12 @@ def test_a_folder_is_itself_and_tiny_is_reserved(tmp_path, monkeypatch):
     assert load.find_checkpoint("./tiny") == Path("tiny")
     # "tiny" is the folder beside load.py, not the one in the working directory.
     assert load.find_checkpoint("tiny") == ROOT / "tiny" / "checkpoint"
-    missing = tmp_path / "missing"
-    monkeypatch.setattr(load, "EMBEDDED", missing)
-    with pytest.raises(FileNotFoundError, match="missing"):
+    elsewhere = tmp_path / "elsewhere" / "checkpoint"
+    monkeypatch.setattr(load, "EMBEDDED", elsewhere)
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
         load.find_checkpoint("tiny")
+    elsewhere.mkdir(parents=True)
+    assert load.find_checkpoint("tiny") == elsewhere
 
 
 def test_what_is_neither_folder_nor_hub_name_is_refused_by_name(tmp_path):

@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import random
-import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -289,13 +288,18 @@ def test_auto_dtype_is_that_of_transformers_and_a_difference_is_said(tmp_path, a
             assert "\n" not in note
 
 
-def test_no_line_says_that_the_embedded_checkpoint_is_stored_in_bfloat16(tmp_path, caplog):
-    folder = tmp_path / "copy"
-    shutil.copytree(load.EMBEDDED, folder)
+def test_no_line_says_that_the_embedded_checkpoint_is_stored_in_bfloat16(
+    tmp_path, caplog, monkeypatch
+):
+    config, tensors = small_weights(1)
+    write(tmp_path, "config.json", config | {"torch_dtype": "float32"})
+    write_weights(tmp_path, {name: tensor.bfloat16() for name, tensor in tensors.items()})
     with caplog.at_level(logging.WARNING, "qwen2vl"):
-        load_model("tiny")
+        with monkeypatch.context() as embedded:
+            embedded.setattr(load, "EMBEDDED", tmp_path)
+            assert load_model("tiny").dtype == torch.float32
         assert not caplog.text
-        load_model(folder)
+        load_model(tmp_path)
     assert "stored in BF16 and read in float32" in caplog.text
 
 

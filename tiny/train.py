@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import (
     AddedToken,
     Regex,
@@ -55,7 +55,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from load import read_json
+from load import read_json, save_checkpoint
 from processor import GROUNDING_TOKENS, BatchFeature, Qwen2VLProcessor
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration, VisionConfig
 from tiny.evaluate import answer_questions, random_questions
@@ -167,10 +167,9 @@ BOTH_CURRICULUM = (
         until=1.00,
         mixture={
             "image": MixturePart(0.45, replace(DRAWING, drawn=0.65), turns=5),
+            **DRAWN_OTHERS,
             "words": MixturePart(0.32, DRAWN_SIGN, turns=2),
-            "images": MixturePart(0.14, DRAWN_PAIR, turns=4),
             "video": MixturePart(0.08, DRAWN_PAIR, turns=3),
-            "text": MixturePart(0.01, DRAWN_PAIR, turns=3),
         },
     ),
 )
@@ -732,7 +731,7 @@ def store_mean(sources: Sequence[Path], target: Path) -> None:
     for name in weights[0]:
         tensors = torch.stack([some[name].float() for some in weights])
         mean[name] = tensors.mean(0).bfloat16()
-    save_file(mean, target / "model.safetensors", metadata={"format": "pt"})
+    save_checkpoint(target, read_json(target, "config.json"), mean)
 
 
 def train(settings: Settings) -> None:

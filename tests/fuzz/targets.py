@@ -25,7 +25,7 @@ from qwen2vl_extras.media import load_image
 from tests.fuzz.mutations import mutate_bytes, mutate_value
 
 ALLOWED = (ValueError, OSError, MemoryError)
-TINY = Path(load.__file__).parent / "tiny" / "checkpoint"
+TINY = load.EMBEDDED
 JSON_FILES = [
     "config.json",
     "generation_config.json",
