@@ -1,6 +1,6 @@
 """Find the boxes in an answer, and draw them onto its image.
 
-    python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." |
+    python qwen2vl.py --image examples/many.png --prompt "Find the blue ring." |
         python -m qwen2vl_app.boxes examples/many.png found.png
 
 `python qwen2vl.py ... --boxes found.png` does both. Qwen2-VL writes a name and its box as

@@ -50,9 +50,9 @@ DESCRIPTION = """Ask Qwen2-VL about images and videos.
 The answer goes to stdout, everything else to stderr."""
 EXAMPLES = """examples:
   python qwen2vl.py --image examples/shapes.png --trace
-  python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." --boxes found.png
+  python qwen2vl.py --image examples/many.png --prompt "Find the blue ring." --boxes found.png
   python qwen2vl.py --chat
-  python qwen2vl.py --image examples/many.png --prompt "Find the orange diamond." --json
+  python qwen2vl.py --image examples/many.png --prompt "Find the blue ring." --json
   python qwen2vl.py --batch examples --prompt "How many objects do you see?" --out answers.jsonl
   python qwen2vl.py --batch questions.jsonl --out answers.jsonl
 a line of questions.jsonl: {"id": 7, "image": "a.jpg", "prompt": "What is it?", "max_new_tokens": 20}

@@ -41,9 +41,11 @@ from qwen2vl_app.web.serve import join_address, open_port, print_addresses, qr_s
 from tests.helpers import page_drawings
 from tests.helpers.page import Visitor, serving, wait_until
 from tests.helpers.page_drawings import COLOURS, CORNERS, circle_and_star, one_shape
+from tiny.drawing import FIGURES
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+DRAWINGS = ROOT / "notebooks" / "drawings"
 STATIC = Path(limits.__file__).parent / "static"
 SHAPES = (EXAMPLES / "shapes.png").read_bytes()
 
@@ -121,25 +123,37 @@ def test_the_four_questions_of_the_course_work(tiny, amount):
 
 
 @pytest.mark.parametrize("shape", CORNERS)
-def test_filled_shapes_are_answered_right_and_outlines_wrong(tiny, amount, shape):
-    """The planned failure of notebooks/README.md, and that filling mends it."""
+def test_shapes_are_answered_right_filled_or_in_outline(tiny, amount, shape):
+    """What notebooks/README.md says to draw: with a button, the pen, the pen and then filled."""
     rng = random.Random(1)
-    trials = amount(1, 20)
-    # With the shape's button; with the pen alone; with the pen, then filled.
+    trials = amount(5, 20)
     ways = {"button": (False, True), "outline": (True, False), "filled": (True, True)}
     num_right = dict.fromkeys(ways, 0)
     for _ in range(trials):
         colour = rng.choice(list(COLOURS))
         for way, (pen, fill) in ways.items():
             image = one_shape(rng, colour, shape, pen, fill)
-            content = [{"type": "image", "image": image}]
-            content.append({"type": "text", "text": "Describe this image."})
-            answer = "".join(Conversation(*tiny).ask(content))
-            num_right[way] += answer == f"A {colour} {shape}."
-    assert num_right["button"] >= 0.9 * trials
-    assert num_right["outline"] <= 0.1 * trials
-    if shape in ("circle", "square"):  # the pen's width rounds the corners of others
-        assert num_right["filled"] >= 0.9 * trials
+            names = [shape]
+            if (shape, way) == ("circle", "outline"):
+                names.append("ring")  # people would call it either
+            answers = [f"A {colour} {name}." for name in names]
+            num_right[way] += describe(tiny, image) in answers
+    assert min(num_right.values()) >= 0.8 * trials
+
+
+@pytest.mark.parametrize("cup", sorted(DRAWINGS.glob("cup-*.png")), ids=lambda path: path.stem)
+def test_a_cup_is_taken_for_something_that_the_model_knows(tiny, cup):
+    """The planned failure of notebooks/README.md."""
+    answer = describe(tiny, Image.open(cup))
+    assert "cup" not in answer
+    assert any(known in answer for known in (*FIGURES, "word", "number")), answer
+
+
+def describe(tiny, image: Image.Image) -> str:
+    """What the embedded model says to an image that is asked about alone."""
+    content = [{"type": "image", "image": image}]
+    content.append({"type": "text", "text": "Describe this image."})
+    return "".join(Conversation(*tiny).ask(content))
 
 
 def test_drawings_of_the_tests_are_those_of_the_page():

@@ -10,7 +10,7 @@ import { COLOURS, pen, TOOLS } from "./sketch.js";
 const EXAMPLES = [
   ["shapes.png", "Describe this image."],
   ["wide.png", "What colour is the ring?"],
-  ["many.png", "Find the orange diamond."],
+  ["many.png", "Find the blue ring."],
   ["number.png", "What number is written here?"],
   ["word.png", "What word is written here?"],
   ["moving.mp4", "Which way does the yellow circle move?"],
