@@ -39,6 +39,7 @@ from qwen2vl_app.web import addresses, limits, sessions, uploads, workers
 from qwen2vl_app.web.openai_api import StopCutter
 from qwen2vl_app.web.serve import join_address, open_port, print_addresses, qr_svg
 from tests.helpers import page_drawings
+from tests.helpers.interrupts import take_interrupts
 from tests.helpers.page import Visitor, serving, wait_until
 from tests.helpers.page_drawings import COLOURS, CORNERS, circle_and_star, one_shape
 from tiny.drawing import FIGURES
@@ -867,7 +868,9 @@ def test_a_host_that_is_no_machine_of_ours_is_advised_no_other_port():
 def test_the_command_outlives_clients_that_hang_up_and_ctrl_c_ends_it():
     """The real command in a process of its own, whose signals are those of the command line."""
     command = [sys.executable, str(EXAMPLES.parent / "qwen2vl.py"), "--web", "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
+    )
     try:
         found = None
         while found is None:
