@@ -7,6 +7,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from benchmarks import llama_cpp
 from benchmarks.budget import QUICK_MINUTES, Budget
 from benchmarks.limits import MachineLimits
 from benchmarks.measure import Result, StageMeasurement, progress
@@ -127,6 +128,9 @@ class Benchmark:
 
     def run_stage(self, name: str, budget: Budget) -> None:
         """Build the stage, measure it if there is time, keep its results."""
+        if name.startswith("llama-") and not llama_cpp.is_installed():
+            self.remark(f"{name} was left out: {llama_cpp.NOT_INSTALLED}.")
+            return
         if not budget.has_time_for(name, time.monotonic()):
             self.remark(f"{name} was left out: less than half of its time was left.")
             return
@@ -165,6 +169,7 @@ class Benchmark:
                 self.report.remarks.append(rounding_error(self.models, kind))
             except Exception as error:
                 self.failed(f"the comparison of {kind} logits", error)
+        self.report.remarks += llama_cpp.against_llama_cpp(self.report.results)
         print(self.report.text(), flush=True)
         self.write_json()
         if self.args.plot is not None:

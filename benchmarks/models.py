@@ -1,12 +1,15 @@
 """The models that compete, on the same weights: ours, also in int8 and int4, and the reference."""
 
 import re
+import tempfile
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.llama_cpp import LlamaModel, write_all_formats
 from benchmarks.settings import REFERENCE, Settings
 from benchmarks.shapes import SHAPES
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -59,6 +62,7 @@ class Models:
         self.built_int8: Qwen2VLForConditionalGeneration | None = None
         self.built_int4: Qwen2VLForConditionalGeneration | None = None
         self.built_reference: ReferenceModel | None = None
+        self.built_llama_cpp: dict[str, LlamaModel] | None = None
 
     @property
     def has_reference(self) -> bool:
@@ -93,6 +97,13 @@ class Models:
         if self.built_reference is None:
             self.built_reference = self.build_reference()
         return self.built_reference
+
+    def llama_cpp(self) -> dict[str, LlamaModel]:
+        """The decoder in the formats of llama.cpp; the files are removed when this object is."""
+        if self.built_llama_cpp is None:
+            self.gguf_folder = tempfile.TemporaryDirectory(prefix="gguf-")
+            self.built_llama_cpp = write_all_formats(self.ours(), Path(self.gguf_folder.name))
+        return self.built_llama_cpp
 
     def build_ours(self) -> Qwen2VLForConditionalGeneration:
         """Random weights for an official shape, the checkpoint's own for any other name."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.__main__ as command_line
-from benchmarks import costs, cuda_checks
+from benchmarks import costs, cuda_checks, llama_cpp
 from benchmarks.budget import Budget
 from benchmarks.measure import StageMeasurement
 from benchmarks.models import Models
@@ -25,6 +25,7 @@ from benchmarks.stages import vision
 from benchmarks.stages.catalogue import TYPICAL_SECONDS, choose_stages
 from benchmarks.stages.decode import Decode
 from benchmarks.stages.end_to_end import EndToEnd
+from benchmarks.stages.llama_cpp import LlamaCppDecode, LlamaCppPrefill
 from benchmarks.stages.loading import Loading
 from benchmarks.stages.prefill import Prefill, random_prompt
 from benchmarks.stages.preprocessing import VideoPreprocessing
@@ -307,6 +308,90 @@ def test_a_failed_stage_or_plot_loses_neither_table_nor_json(tmp_path, monkeypat
     assert "load failed: RuntimeError: no space left" in captured.out
     assert "the plot failed: RuntimeError: no font" in captured.err
     assert len(json.loads(file.read_text())["results"]) == 8
+
+
+def test_without_llama_cpp_its_stages_are_left_out_and_say_so(monkeypatch, capsys):
+    monkeypatch.setattr(command_line.llama_cpp, "is_installed", lambda: False)
+    monkeypatch.setattr(command_line, "MachineLimits", SteadyLimits)
+    assert command_line.main(["--model", "tiny", "--device", "cpu", "--stages", "llama"]) == 0
+    out = capsys.readouterr().out
+    for name in ("llama-prefill", "llama-decode"):
+        assert f'{name} was left out: llama.cpp is not installed: pip install -e ".[bench]"' in out
+
+
+def test_a_gguf_file_holds_the_decoder_and_its_config(models, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="gguf comes with the extra bench")
+    model = models.ours()
+    llama_cpp.write_gguf(model, tmp_path / "tiny.gguf")
+    reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
+    parameters = {
+        llama_cpp.gguf_name(path): p.detach()
+        for path, p in model.named_parameters()
+        if not path.startswith("visual.")
+    }
+    assert {tensor.name for tensor in reader.tensors} == parameters.keys()
+    for tensor in reader.tensors:
+        # GGUF names the fastest dimension first.
+        assert tensor.shape.tolist() == list(parameters[tensor.name].shape)[::-1], tensor.name
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert torch.equal(torch.from_numpy(values.copy()), parameters[tensor.name]), tensor.name
+    assert reader.fields["qwen2vl.rope.dimension_sections"].contents() == [4, 6, 6, 0]
+    assert reader.fields["qwen2vl.block_count"].contents() == model.config.num_hidden_layers
+
+
+def test_llama_cpp_says_with_the_same_weights_what_we_say(models, tmp_path):
+    """The weights of `tiny` are bfloat16, so that its file holds them exactly."""
+    if not llama_cpp.is_installed():
+        pytest.skip(llama_cpp.NOT_INSTALLED)
+    file = tmp_path / "tiny.gguf"
+    llama_cpp.write_gguf(models.ours(), file)
+    ids = random_prompt(models, 40)
+    logits = models.ours()(ids).logits[0, -1]
+    theirs = llama_cpp.LlamaModel(file).next_logits(ids[0].tolist())
+    # It rounds activations to bfloat16, and keeps its cache in float16.
+    assert (logits - theirs).abs().max() <= 2e-2 * logits.abs().max()
+
+
+@pytest.mark.parametrize("build", [LlamaCppDecode, LlamaCppPrefill])
+def test_a_stage_beside_llama_cpp_has_every_format_in_turn(build, models, monkeypatch, tmp_path):
+    """With ours in place of llama.cpp's models."""
+
+    class Stored:
+        def __init__(self, name: str) -> None:
+            self.file = tmp_path / name
+            self.file.write_bytes(bytes(1000))
+            self.read: list[int] = []
+
+        def forget(self) -> None:
+            self.read.clear()
+
+        def next_logits(self, ids: list[int]) -> torch.Tensor:
+            self.read += ids
+            return models.ours()(torch.tensor([self.read])).logits[0, -1]
+
+    stored = {name: Stored(name) for name in llama_cpp.FORMATS}
+    monkeypatch.setattr(models, "llama_cpp", lambda: stored)
+    stage = build(models, 30).stage()
+    formats = [c for c in stage.contestants if c.name.startswith("llama.cpp")]
+    assert [c.name for c in formats] == [f"llama.cpp, {name}" for name in llama_cpp.FORMATS]
+    assert all(contestant.run().seconds > 0 for contestant in formats)
+    new_tokens = 16 if build is LlamaCppDecode else 0
+    assert len(stored["Q8_0"].read) == 30 + new_tokens
+
+
+def test_ours_is_set_beside_the_format_that_its_users_would_choose():
+    stage = steady_stage("decode beside llama.cpp")
+    names = ["ours, compiled", "ours, int8, compiled", "llama.cpp, BF16", "llama.cpp, Q8_0"]
+    seconds = [0.2, 0.1, 0.3, 0.05]
+    stage.contestants = [
+        Contestant(name, lambda time=time: Run(time))
+        for name, time in zip(names, seconds, strict=True)
+    ]
+    measurement = StageMeasurement(stage, SteadyLimits(CPU, torch.float32))
+    measurement.run_rounds()
+    [line] = llama_cpp.against_llama_cpp(measurement.results())
+    assert "ours, compiled 1.50 × llama.cpp, BF16" in line
+    assert "ours, int8, compiled 0.50 × llama.cpp, Q8_0" in line
 
 
 def test_stages_are_chosen_by_name_or_beginning():

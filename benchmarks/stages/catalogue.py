@@ -7,6 +7,7 @@ from benchmarks.stages.chat import ChatTurns
 from benchmarks.stages.cold_start import cold_start_stage
 from benchmarks.stages.decode import Decode
 from benchmarks.stages.end_to_end import EndToEnd
+from benchmarks.stages.llama_cpp import LlamaCppDecode, LlamaCppPrefill
 from benchmarks.stages.loading import Loading
 from benchmarks.stages.prefill import Prefill
 from benchmarks.stages.preprocessing import ImagePreprocessing, VideoPreprocessing
@@ -39,6 +40,8 @@ MORE_SECONDS = {
     "quantized-load": 200,
     "batch": 600,
     "chat": 120,
+    "llama-prefill": 200,
+    "llama-decode": 400,
 }
 TYPICAL_SECONDS = {**QUICK_SECONDS, **MORE_SECONDS}
 
@@ -86,6 +89,10 @@ def make_stage(name: str, models: Models) -> Stage:
     if kind == "decode":
         batch, context = size.split("-")
         return Decode(models, int(batch), int(context)).stage()
+    if name == "llama-prefill":
+        return LlamaCppPrefill(models, tokens=300).stage()
+    if name == "llama-decode":
+        return LlamaCppDecode(models, context=300).stage()
     if kind == "mixed":
         return EndToEnd(models).stage()
     if kind == "chat":
