@@ -53,3 +53,9 @@ def cache_numbers(config: Qwen2VLConfig, batch: int, tokens: int) -> int:
     """How many numbers the keys and values of so many tokens in each row are."""
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return per_token * tokens * batch
+
+
+def bytes_of_a_step(config: Qwen2VLConfig, batch: int, tokens: int, bytes_a_number: int) -> int:
+    """All weights of the decoder and the head, and the cache: what one token of each row reads."""
+    numbers = layer_parameters(config) + head_parameters(config)
+    return bytes_a_number * (numbers + cache_numbers(config, batch, tokens))

@@ -1,4 +1,4 @@
-"""The plot: vision time against the size of the image, decoding speed against the context."""
+"""The plots: how the time grows with the patches of an image, with the context, with the batch."""
 
 import re
 from pathlib import Path
@@ -13,29 +13,25 @@ if TYPE_CHECKING:  # matplotlib is only needed where a plot is drawn
 FILE_NAME = "benchmarks.png"
 MARKERS = "os^vDPX*"
 
+# Title, what the horizontal axis counts, and the names of the stages that it is drawn from.
+PANELS = (
+    ("Vision transformer", "patches of an image", r"vision, ([\d,]+) patches"),
+    ("One token more", "tokens before", r"one token, batch 1, ([\d,]+) tokens before"),
+    ("One token more, 256 before", "rows", r"one token, batch (\d+), 256 tokens before"),
+)
+
 # Of each contestant the points (x, y) of its line.
 Lines = dict[str, list[tuple[int, float]]]
 
 
-def vision_lines(results: list[Result]) -> Lines:
-    """Patches and seconds."""
+def lines_of(results: list[Result], stage: str) -> Lines:
+    """Seconds against the number that the stage's name has: a regular expression with a group."""
     lines: Lines = {}
     for result in results:
-        match = re.fullmatch(r"vision, ([\d,]+) patches", result.stage)
+        match = re.fullmatch(stage, result.stage)
         if match:
-            patches = int(match[1].replace(",", ""))
-            lines.setdefault(result.contestant, []).append((patches, result.median))
-    return lines
-
-
-def decode_lines(results: list[Result]) -> Lines:
-    """Tokens before, and tokens a second, of one row."""
-    lines: Lines = {}
-    for result in results:
-        match = re.fullmatch(r"decode, batch 1, ([\d,]+) tokens before", result.stage)
-        if match:
-            context = int(match[1].replace(",", ""))
-            lines.setdefault(result.contestant, []).append((context, 1 / result.median))
+            number = int(match[1].replace(",", ""))
+            lines.setdefault(result.contestant, []).append((number, result.median))
     return lines
 
 
@@ -67,13 +63,13 @@ def draw_plot(results: list[Result], folder: Path) -> Path:
     matplotlib.use("Agg")  # draws into a file, on machines without a screen too
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    draw_lines(left, vision_lines(results))
-    left.set(title="Vision transformer", xlabel="patches of an image", ylabel="seconds")
-    left.set_yscale("log")
-    draw_lines(right, decode_lines(results))
-    right.set(title="Decoding", xlabel="tokens before", ylabel="tokens a second")
-    right.set_ylim(bottom=0)
+    figure, panels = pyplot.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    for axes, (title, xlabel, stage) in zip(panels, PANELS, strict=True):
+        draw_lines(axes, lines_of(results, stage))
+        axes.set(title=title, xlabel=xlabel, ylabel="seconds")
+    panels[0].set_yscale("log")
+    for axes in panels[1:]:
+        axes.set_ylim(bottom=0)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE_NAME
     figure.savefig(file, dpi=110)

@@ -29,6 +29,7 @@ from benchmarks.stages.llama_cpp import LlamaCppDecode, LlamaCppPrefill
 from benchmarks.stages.loading import Loading
 from benchmarks.stages.prefill import Prefill, random_prompt
 from benchmarks.stages.preprocessing import VideoPreprocessing
+from benchmarks.stages.step import OneToken
 from qwen2vl import Qwen2VLConfig
 
 ROOT = Path(__file__).parent.parent
@@ -392,6 +393,31 @@ def test_ours_is_set_beside_the_format_that_its_users_would_choose():
     [line] = llama_cpp.against_llama_cpp(measurement.results())
     assert "ours, compiled 1.50 × llama.cpp, BF16" in line
     assert "ours, int8, compiled 0.50 × llama.cpp, Q8_0" in line
+
+
+def test_a_token_behind_a_made_up_cache_is_the_same_work_on_both_sides(models, monkeypatch):
+    """With random keys and values instead of constants, two steps give the same logits."""
+
+    def made_up(self):
+        torch.manual_seed(0)
+        c = models.config
+        d = (c.num_hidden_layers, self.batch, c.num_key_value_heads, self.context, c.head_dim)
+        return torch.randn(d), torch.randn(d)
+
+    monkeypatch.setattr(OneToken, "made_up", made_up)
+    tokens = OneToken(models, batch=2, context=30)
+    ours, theirs = tokens.step_of_ours(), tokens.step_of_reference()
+    for ids in ([5, 9], [7, 7]):
+        token = torch.tensor(ids)
+        with torch.no_grad():
+            assert (ours(token) - theirs(token)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("contestant", ["ours", "transformers"])
+def test_a_token_behind_a_made_up_cache_is_timed(contestant, models):
+    stage = OneToken(models, batch=2, context=30).stage()
+    [run] = [c.run for c in stage.contestants if c.name == contestant]
+    assert run().seconds > 0
 
 
 def test_stages_are_chosen_by_name_or_beginning():

@@ -11,6 +11,7 @@ from benchmarks.stages.llama_cpp import LlamaCppDecode, LlamaCppPrefill
 from benchmarks.stages.loading import Loading
 from benchmarks.stages.prefill import Prefill
 from benchmarks.stages.preprocessing import ImagePreprocessing, VideoPreprocessing
+from benchmarks.stages.step import OneToken
 from benchmarks.stages.vision import Vision
 
 # About how many seconds a stage takes on two cores that multiply at 700 GFLOP/s. Only the
@@ -40,6 +41,14 @@ MORE_SECONDS = {
     "quantized-load": 200,
     "batch": 600,
     "chat": 120,
+    "step-1-256": 20,
+    "step-1-1024": 20,
+    "step-1-4096": 25,
+    "step-1-16384": 50,
+    "step-2-256": 20,
+    "step-4-256": 20,
+    "step-8-256": 25,
+    "step-16-256": 30,
     "llama-prefill": 200,
     "llama-decode": 400,
 }
@@ -93,6 +102,9 @@ def make_stage(name: str, models: Models) -> Stage:
         return LlamaCppPrefill(models, tokens=300).stage()
     if name == "llama-decode":
         return LlamaCppDecode(models, context=300).stage()
+    if kind == "step":
+        batch, context = size.split("-")
+        return OneToken(models, int(batch), int(context)).stage()
     if kind == "mixed":
         return EndToEnd(models).stage()
     if kind == "chat":
