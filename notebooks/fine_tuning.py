@@ -144,6 +144,16 @@ def make_batch(
     return {key: x.to(device) for key, x in tensors.items()}
 
 
+def without_own_row(tokens: list[int], table: Tensor) -> list[int]:
+    """Those of the tokens whose row in the table (V, D) has the direction of another token's.
+
+    The same direction is a cosine above 0.999. No layer can tell such tokens apart.
+    """
+    rows = F.normalize(table.float(), dim=-1)
+    is_alike = rows[tokens] @ rows.T > 0.999  # (tokens, V), each like itself
+    return [token for token, alike in zip(tokens, is_alike, strict=True) if alike.sum() > 1]
+
+
 def token_costs(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each token that has a label (-100 is none): (their number,), in float32.
 
