@@ -260,10 +260,26 @@ class Terminal:
         return found + len(text)
 
     def end(self) -> int:
-        """The exit code, once the chat has ended."""
-        code = self.process.wait()
+        """The exit code, once the chat has ended. A chat that does not end is an error."""
+        try:
+            code = self.process.wait(SILENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
         os.close(self.fd)
         return code
+
+    def end_by_ctrl_c(self) -> int:
+        """The exit code after Ctrl-C, pressed again if nothing happens.
+
+        Between writing the prompt and waiting for a key, readline does not notice a signal.
+        """
+        for _ in range(SILENCE):
+            self.type("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+                break
+        return self.end()
 
 
 def readable(shown: str) -> str:
@@ -302,8 +318,7 @@ def test_someone_types_with_tab_arrows_and_ctrl_c(reader):
     at = terminal.wait_for("Describe this image.", at)
     at = terminal.wait_for(SHAPES, at)
     at = terminal.wait_for("> ", at)
-    terminal.type("\x03")
-    assert terminal.end() == 130
+    assert terminal.end_by_ctrl_c() == 130
     assert "Traceback" not in terminal.screen
 
 
