@@ -8,9 +8,9 @@ Source of the names in the file: gguf-py and src/llama-arch.cpp in github.com/gg
 """
 
 import ctypes
+import functools
 import importlib.util
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +124,7 @@ class LlamaModel:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    @cached_property
+    @functools.cached_property
     def llama(self) -> "Llama":
         from llama_cpp import Llama
 
@@ -169,6 +169,14 @@ def write_all_formats(
     return models
 
 
+@functools.cache
+def no_log() -> object:
+    """What llama.cpp calls with each line of its log; kept, since it may call it at any time."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 def quantize(source: Path, target: Path, number: int) -> None:
     """Let llama.cpp write a GGUF file in another format; RuntimeError if it can't."""
     import llama_cpp
@@ -176,9 +184,7 @@ def quantize(source: Path, target: Path, number: int) -> None:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = number
     parameters.nthread = torch.get_num_threads()
-    # Its lines about each tensor are not for a person; errors come back as a number.
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(no_log(), ctypes.c_void_p(0))
     code = llama_cpp.llama_model_quantize(
         str(source).encode(), str(target).encode(), ctypes.byref(parameters)
     )
