@@ -150,7 +150,7 @@ class LlamaModel:
         self.llama.eval(ids)
         pointer = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
         values = np.ctypeslib.as_array(pointer, shape=(self.llama.n_vocab(),))
-        return torch.from_numpy(values)
+        return torch.from_numpy(values.copy())  # the next call overwrites them
 
 
 def write_all_formats(
