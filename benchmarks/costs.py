@@ -55,7 +55,12 @@ def cache_numbers(config: Qwen2VLConfig, batch: int, tokens: int) -> int:
     return per_token * tokens * batch
 
 
-def bytes_of_a_step(config: Qwen2VLConfig, batch: int, tokens: int, bytes_a_number: int) -> int:
-    """All weights of the decoder and the head, and the cache: what one token of each row reads."""
-    numbers = layer_parameters(config) + head_parameters(config)
-    return bytes_a_number * (numbers + cache_numbers(config, batch, tokens))
+def bytes_of_a_step(
+    config: Qwen2VLConfig, batch: int, tokens: int, layers: float, head: float, cache: int
+) -> int:
+    """What one token of each row reads: the decoder, the head, and the cache of so many tokens.
+
+    layers, head, cache: the bytes that a number of each takes.
+    """
+    weights = layers * layer_parameters(config) + head * head_parameters(config)
+    return int(weights) + cache * cache_numbers(config, batch, tokens)

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from benchmarks.costs import cache_numbers, head_parameters, layer_parameters, prefill_operations
+from benchmarks.costs import bytes_of_a_step, prefill_operations
 from benchmarks.models import Models
 from benchmarks.settings import OURS, REFERENCE, dtype_name
 from benchmarks.stage import READ_BANDWIDTH, Contestant, Run, Stage
@@ -85,10 +85,10 @@ class Decode:
             # Four bits, and two 16-bit numbers for each group of 128.
             bytes_of_layers = 0.5 + 4 / 128
             bytes_of_head = 1
-        weights = bytes_of_layers * layer_parameters(config)
-        weights += bytes_of_head * head_parameters(config)
-        cache = cache_numbers(config, self.batch, self.context) * self.models.dtype.itemsize
-        return int(weights) + cache
+        bytes_of_cache = self.models.dtype.itemsize
+        return bytes_of_a_step(
+            config, self.batch, self.context, bytes_of_layers, bytes_of_head, bytes_of_cache
+        )
 
     def ours(self) -> Run:
         return self.time_ours(self.models.ours(), compile=False)

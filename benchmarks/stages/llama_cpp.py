@@ -52,11 +52,11 @@ class LlamaCppDecode(Decode):
 
     def time_llama_cpp(self, model: LlamaModel) -> Run:
         model.forget()
-        token = int(model.next_logits(self.ids).argmax())
+        logits = model.next_logits(self.ids)
         clock = Clock()
         for _ in range(NEW_TOKENS):
-            token = int(model.next_logits([token]).argmax())
-            clock.moments.append(time.perf_counter())
+            logits = model.next_logits([int(logits.argmax())])
+            clock.put(logits)
         return Run(seconds_per_token(clock.moments))
 
 

@@ -32,7 +32,8 @@ class OneToken:
 
     def stage(self) -> Stage:
         models = self.models
-        amount = bytes_of_a_step(models.config, self.batch, self.context, models.dtype.itemsize)
+        size = models.dtype.itemsize
+        amount = bytes_of_a_step(models.config, self.batch, self.context, size, size, size)
         contestants = [Contestant(OURS, self.ours, READ_BANDWIDTH, amount)]
         if models.has_reference:
             contestants.append(Contestant(REFERENCE, self.reference, READ_BANDWIDTH, amount))
