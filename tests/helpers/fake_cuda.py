@@ -93,7 +93,12 @@ def assign(x: Tensor, key: object, value: Tensor | float) -> None:
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """The kernel that CUDA takes; a PyTorch without CUDA would store all scores."""
     if attn_mask is not None:
