@@ -71,16 +71,24 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def query_attention(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor:
-    """Attention of one query as multiply-and-sum in float32, for the compiler to fuse.
+    """Attention of one query.
 
     q: (B, H, 1, d); k, v: (B, K, S, d); is_filled: (B, 1, 1, S), False for keys that don't
     count. Returns (B, H, 1, d).
     """
-    groups = q.float().unflatten(1, (k.shape[1], -1))  # (B, K, H/K, 1, d)
-    scores = (groups * k.float().unsqueeze(2)).sum(-1) / math.sqrt(q.shape[-1])  # (B, K, H/K, S)
+    # Heads that share keys as queries of one head: as in sdpa_of_one_query of qwen2vl.py.
+    groups = q.view(*k.shape[:2], -1, k.shape[3])  # (B, K, H/K, d)
+    if q.is_cuda:
+        return attend_by_sums(groups, k, v, is_filled).view_as(q)
+    return F.scaled_dot_product_attention(groups, k, v, attn_mask=is_filled).view_as(q)
+
+
+def attend_by_sums(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor:
+    """The same as multiply-and-sum in float32, for the compiler to fuse; q: (B, K, H/K, d)."""
+    products = q.float().unsqueeze(3) * k.float().unsqueeze(2)  # (B, K, H/K, S, d)
+    scores = products.sum(-1) / math.sqrt(q.shape[-1])
     weights = scores.masked_fill(~is_filled, -math.inf).softmax(-1)
-    out = (weights.unsqueeze(-1) * v.float().unsqueeze(2)).sum(-2)  # (B, K, H/K, d)
-    return out.view_as(q).to(v.dtype)
+    return (weights.unsqueeze(-1) * v.float().unsqueeze(2)).sum(-2).to(v.dtype)
 
 
 def layer_step(

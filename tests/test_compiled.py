@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen2vl import KVCache, Sampling, decode, next_token
+from qwen2vl import AttentionMask, KVCache, Sampling, decode, eager_attention, next_token
 from qwen2vl_extras import compiled
 from tests.helpers.reference import TOLERANCE, error, random_inputs, random_pair
 
@@ -55,6 +55,18 @@ def test_a_compiled_row_times_a_matrix_is_their_product(rows, columns, dtype):
     product = torch.compile(compiled.row_product, dynamic=False)(x, weight)
     expected = weight.double() @ x.double()
     assert error(product.double(), expected) <= 2e-6
+
+
+@pytest.mark.parametrize("run", [compiled.query_attention, compiled.attend_by_sums])
+def test_attention_of_one_query_is_eager_attention(run):
+    """The two ways of CPUs and of CUDA, of which this CPU can compute both."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 1, 16, generator=generator)
+    k, v = torch.randn(2, 2, 2, 9, 16, generator=generator)
+    is_filled = torch.rand(2, 1, 1, 9, generator=generator) < 0.6
+    expected, _ = eager_attention(q, k, v, AttentionMask(dense=is_filled))
+    found = run(q if run is compiled.query_attention else q.view(2, 2, 3, 16), k, v, is_filled)
+    assert error(found.reshape(q.shape), expected) <= TOLERANCE
 
 
 # ------------------------------------------------------------------------- generation with the step
