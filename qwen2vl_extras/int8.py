@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 1024  # of a matrix, that are rounded together
 class Int8Linear(nn.Linear):
     """nn.Linear whose weight is int8 (out, in), with one scale for each output, (out,).
 
-    After `pack` the weight is there in FBGEMM's order.
+    After `pack` the weight is there in FBGEMM's order, and `weight` is None unless it was kept.
     """
 
     scale: Tensor
