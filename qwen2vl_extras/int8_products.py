@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 ENGINE = "fbgemm"
 # FBGEMM's activations are 0 or more, and on many CPUs it adds two products in 16 bits. Up to
@@ -42,7 +42,10 @@ def chosen() -> Iterator[None]:
     before = quantized.engine
     quantized.engine = ENGINE
     try:
-        yield
+        with warnings.catch_warnings():
+            # The tensors that `pack` makes are to go in a later release: `run_here` will notice.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+            yield
     finally:
         quantized.engine = before
 
@@ -54,10 +57,7 @@ def pack(weight: Tensor, scale: Tensor) -> Tensor:
     inside `chosen`.
     """
     zeros = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():
-        # Tensors of this kind are to go in a later release, which `run_here` will notice.
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
-        quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+    quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
     packed = torch.empty(0)
     packed.fbgemm = torch.ops.quantized.linear_prepack(quantized, None)  # type: ignore[attr-defined]
     return packed
@@ -104,6 +104,6 @@ def shape_of_int8_product(steps: Tensor, packed: Tensor, out_features: int) -> T
 
 
 if not hasattr(torch.ops.qwen2vl, "int8_product"):  # a notebook may load this file again
-    torch.library.define(OPERATOR, "(Tensor steps, Tensor packed, int out_features) -> Tensor")
-    torch.library.impl(OPERATOR, "CPU", int8_product)
-    torch.library.register_fake(OPERATOR, shape_of_int8_product)
+    library.define(OPERATOR, "(Tensor steps, Tensor packed, int out_features) -> Tensor")
+    library.impl(OPERATOR, "CPU", int8_product)
+    library.register_fake(OPERATOR, shape_of_int8_product)
