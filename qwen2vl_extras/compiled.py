@@ -3,9 +3,10 @@
 One new token reads every weight once and computes little with it, so a step can't be faster
 than memory delivers the weights. For a single row PyTorch's matrix product gets about half
 of that on a CPU. Written as a multiply-and-sum and compiled, it is one pass over the
-weights at nearly full bandwidth. On CUDA the time of a single row goes into launching some
-hundred small kernels: there the whole step becomes one CUDA graph, and the next step is
-enqueued before the host has looked at the token of this one.
+weights at nearly full bandwidth; for weights of few bits words.py says how. On CUDA the
+time of a single row goes into launching some hundred small kernels: there the whole step
+becomes one CUDA graph, and the next step is enqueued before the host has looked at the
+token of this one.
 
 The compiled functions see the same shapes in every step: they read the whole cache and mask
 what is not filled.
@@ -14,16 +15,17 @@ what is not filled.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwen2vl_extras import words
 from qwen2vl_extras.errors import raise_not_finite
-from qwen2vl_extras.int4 import Int4Linear
-from qwen2vl_extras.int8 import Int8Linear, pack_all
+from qwen2vl_extras.int4 import Int4Linear, arrange_in_rows
+from qwen2vl_extras.int8 import Int8Linear
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from qwen2vl import DecoderLayer, Generator, KVCache, Qwen2VLForConditionalGeneration, Sampling
@@ -31,43 +33,42 @@ if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing fro
 # Each model, dtype and batch size is a variant of a compiled function; PyTorch's limit of 8
 # is too low.
 MAX_VARIANTS = 64
-# The compiler adds up more than this many terms in a careful, slow way.
-MAX_TERMS = 4096
+MAX_ROWS = 16  # of four-bit products, one after the other
+# A processor can multiply and add in one instruction, which rounds once, where two round twice.
+OPTIONS: dict[str, str | int | bool | Callable] = {
+    "cpp.enable_floating_point_contract_flag": "fast"
+}
 
 
 # ------------------------------------------------------------- the functions to be compiled
 
 
-def row_product(x: Tensor, weight: Tensor) -> Tensor:
-    """A single row (D,) times a matrix (out, D), summed in float32: (out,)."""
-    # A long row is summed in pieces of equal size, each at most MAX_TERMS long.
-    pieces = math.ceil(len(x) / MAX_TERMS)
-    while len(x) % pieces:
-        pieces += 1
-    x = x.float().view(pieces, -1)
-    weight = weight.unflatten(1, (pieces, -1))  # (out, pieces, D / pieces)
-
-    # A CPU core can add faster than one sum after the other: it gets four parts of the
-    # matrix at a time.
-    parts = weight.chunk(1 if x.is_cuda else 4)
-    products = [(x * part.float()).sum(-1).sum(-1) for part in parts]
-    return torch.cat(products)
-
-
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x) for x (..., D), written so that the compiler fuses it for a single row."""
-    is_single_row = x.numel() == x.shape[-1]
-    is_int8 = isinstance(layer, Int8Linear)
-    if not is_single_row or isinstance(layer, Int4Linear):
+    rows = x.view(-1, x.shape[-1])
+    if isinstance(layer, Int4Linear):
+        if not layer.is_in_rows or len(rows) > MAX_ROWS:
+            return layer(x)
+        y = torch.stack([layer.row_product(row) for row in rows])
+    elif len(rows) == 1:
+        y = row_product(rows[0], layer.weight)
+        if isinstance(layer, Int8Linear):
+            y = y * layer.scale.float()
+    else:
         return layer(x)
-    if is_int8 and not x.is_cuda:  # a CPU's vector units are slow at turning int8 into float
-        return layer(x)
-    y = row_product(x.view(-1), layer.weight)
-    if is_int8:
-        y = y * cast(Int8Linear, layer).scale.float()
     if layer.bias is not None:
         y = y + layer.bias.float()
     return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def row_product(x: Tensor, weight: Tensor) -> Tensor:
+    """A single row (D,) times a matrix (out, D), summed in float32: (out,)."""
+    if not x.is_cuda and words.fit(weight):
+        if weight.dtype == torch.bfloat16:
+            return words.bfloat16_row(x, weight)
+        if weight.dtype == torch.int8:
+            return words.int8_row(x, weight)
+    return words.add_up(x.float() * weight.float())
 
 
 def query_attention(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor:
@@ -132,7 +133,8 @@ def compile_once(function: Callable) -> Callable:
     """The compiled function, made when it is first called and shared by all layers."""
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, MAX_VARIANTS)
-    return torch.compile(function, fullgraph=True, dynamic=False)  # but for what mark_dynamic names
+    # Shapes are fixed, but for what mark_dynamic names.
+    return torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
 # ----------------------------------------------------------------------- a step of decoding
@@ -142,7 +144,7 @@ class CompiledStep:
     """The decoder for one more token of each row: tokens (B,) to logits (B, vocabulary).
 
     It takes the place of PlainStep in qwen2vl.py and goes on with a cache that the prompt has
-    filled. On the model nothing changes but that int8 weights are packed. On CUDA the logits are
+    filled. On the model nothing changes but the order of four-bit weights. On CUDA the logits are
     in the same memory each time.
     """
 
@@ -154,7 +156,7 @@ class CompiledStep:
         rope_deltas: Tensor,
     ) -> None:
         batch, device = len(rope_deltas), rope_deltas.device
-        pack_all(model.model.layers, model.lm_head)
+        arrange_in_rows(model.model.layers)
         self.model = model
         self.cache = cache
         self.rope_deltas = rope_deltas

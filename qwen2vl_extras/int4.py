@@ -4,22 +4,30 @@ A weight is (code - 8) * scale + zero, with a scale and a zero for each group of
 output. PyTorch has one product for CPUs and one for CUDA. `why_not` states what they take;
 a layer that they don't take is unpacked when it is read, and a note says so.
 
+PyTorch's product for CPUs wants the codes of some outputs in blocks, and is busy with unpacking
+them where there is no AVX-512. Compiled decoding reads them otherwise, as words.py tells, and wants
+the codes of each output in a row. A layer holds them in one of these two orders at a time.
+
 The product for CUDA has never run on a GPU here: its shapes are checked, its results are not.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from qwen2vl_extras import products
+from qwen2vl_extras import products, words
 from qwen2vl_extras.packed_layout import ROWS_AT_ONCE, GroupedWeight
 
 KERNEL_GROUPS = (256, 128, 64, 32)  # the sizes of groups that PyTorch's products know
 ROWS_MULTIPLE = 16  # outputs come in multiples of this
 MIDDLE = 8  # the products take it off every code
 MANY_ROWS = 128  # from this many rows of x on, unpacked weights are faster on a CPU
+FEW_ROWS = 8  # up to this many are a step of decoding, not a prompt
+SHORTEST_GROUP = 64  # whose codes, eight a word, fill a vector of words
 
 
 # -------------------------------------------------------------------------------- what can be held
@@ -70,11 +78,13 @@ class Int4Linear(nn.Linear):
 
     weight: the packed codes, uint8 (out, in / 2) on a CPU. scales_and_zeros: (groups, out, 2) in
     the dtype of x. order: the input that each column of the packed weight belongs to, (in,), or
-    None if they are in turn.
+    None if they are in turn. is_in_rows: whether both are there in the other order, that of
+    compiled decoding: scales_and_zeros is (out, groups, 2) then.
     """
 
     scales_and_zeros: Tensor
     order: Tensor | None
+    is_in_rows = False
 
     def __init__(
         self,
@@ -107,16 +117,20 @@ class Int4Linear(nn.Linear):
         both = torch.stack((scales, zeros), dim=-1).repeat_interleave(repeats, dim=0)
         self.register_buffer("scales_and_zeros", both.to(device, dtype).contiguous())
         self.weight = nn.Parameter(pack(codes, device), requires_grad=False)
-        self.parts = split_in_parts(out_features) if device.type == "cpu" else []
+        self.parts: Sequence[Blocks | Rows] = []
+        if device.type == "cpu":
+            self.parts = split_in_blocks(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         if self.order is not None:
             rows = rows.index_select(1, self.order)
-        if uses_packed_product(rows):
+        if self.is_in_rows and len(rows) <= FEW_ROWS and not torch.compiler.is_compiling():
+            self.arrange_in_blocks()  # decoding is not compiled any more
+        if uses_packed_product(rows) and not self.is_in_rows:
             y = packed_product(rows, self.weight, self.group_size, self.scales_and_zeros)
         else:
-            y = unpacked_product(rows, self.weight, self.scales_and_zeros, self.parts)
+            y = unpacked_product(rows, self.weight, self.by_group(), self.parts)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -136,19 +150,69 @@ class Int4Linear(nn.Linear):
             groups = places // self.checkpoint_group
         return GroupedWeight(codes, self.checkpoint_scales(), self.checkpoint_zeros(), groups)
 
+    def by_group(self) -> Tensor:
+        """Scales and zeros, (groups, out, 2)."""
+        if self.is_in_rows:
+            return self.scales_and_zeros.transpose(0, 1)
+        return self.scales_and_zeros
+
     def checkpoint_scales(self) -> Tensor:
         """The scales (groups, out) of the checkpoint's groups."""
         repeats = self.checkpoint_group // self.group_size
-        return self.scales_and_zeros[::repeats, :, 0]
+        return self.by_group()[::repeats, :, 0]
 
     def checkpoint_zeros(self) -> Tensor:
         """The zeros (groups, out) of the checkpoint's groups, as uint8."""
         repeats = self.checkpoint_group // self.group_size
-        scales, shifts = self.scales_and_zeros[::repeats].float().unbind(-1)  # (groups, out)
+        scales, shifts = self.by_group()[::repeats].float().unbind(-1)  # (groups, out)
         # What was rounded are scale and zero times scale: their quotient is near a whole number.
         # Where the scale is 0 every zero is as good.
         quotient = torch.where(scales == 0, 0, shifts / scales)
         return (MIDDLE - quotient).round().to(torch.uint8)
+
+    # ------------------------------------------------------------------- the two orders on a CPU
+
+    def can_be_in_rows(self) -> bool:
+        """Whether compiled decoding can read this layer."""
+        is_on_cpu = self.weight.device.type == "cpu"
+        in_bfloat16 = self.scales_and_zeros.dtype == torch.bfloat16
+        return is_on_cpu and in_bfloat16 and self.group_size >= SHORTEST_GROUP
+
+    def arrange_in_rows(self) -> None:
+        """The codes of each output one behind the other, for `row_product`."""
+        if self.is_in_rows:
+            return
+        codes = unpack_codes(self.weight, self.in_features, self.parts)
+        self.weight.data = codes[:, 0::2] | codes[:, 1::2] << 4
+        self.scales_and_zeros = self.scales_and_zeros.transpose(0, 1).contiguous()
+        self.parts = split_in_rows(self.out_features)
+        self.is_in_rows = True
+
+    def arrange_in_blocks(self) -> None:
+        """Back to the order that PyTorch's product wants."""
+        codes = unpack_codes(self.weight, self.in_features, self.parts)
+        self.weight.data = pack(codes, self.weight.device)
+        self.scales_and_zeros = self.by_group().contiguous()
+        self.parts = split_in_blocks(self.out_features)
+        self.is_in_rows = False
+
+    def row_product(self, x: Tensor) -> Tensor:
+        """A single row (in,) times the weight, which is in rows, for the compiler: (out,)."""
+        if self.order is not None:
+            x = x[self.order]
+        return words.int4_row(x, self.weight, self.scales_and_zeros)
+
+
+def arrange_in_rows(layers: nn.Module) -> None:
+    """Let compiled decoding read the four-bit layers that it can read."""
+    found = []
+    for module in layers.modules():
+        if isinstance(module, Int4Linear) and module.can_be_in_rows():
+            found.append(module)
+    # One core arranges one layer at a time.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(Int4Linear.arrange_in_rows, found):
+            pass  # an error is raised here
 
 
 def uses_packed_product(rows: Tensor) -> bool:
@@ -205,7 +269,7 @@ def pack_for_cuda(codes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Part:
+class Blocks:
     """Some blocks of equal size that follow one another in a packed weight."""
 
     start: int  # the first output
@@ -227,7 +291,7 @@ class Part:
         return codes.transpose(0, 1).reshape(in_features, -1)
 
 
-def split_in_parts(out_features: int) -> list[Part]:
+def split_in_blocks(out_features: int) -> list[Blocks]:
     """The parts of a packed weight: full blocks, about ROWS_AT_ONCE outputs each, and the rest."""
     size = block_size()
     rows = rows_of_block(size)
@@ -235,10 +299,10 @@ def split_in_parts(out_features: int) -> list[Part]:
     at_once = ROWS_AT_ONCE // size
     parts = []
     for first in range(0, full, at_once):
-        parts.append(Part(first * size, min(at_once, full - first), rows))
+        parts.append(Blocks(first * size, min(at_once, full - first), rows))
     rest = out_features - full * size
     if rest:
-        parts.append(Part(full * size, 1, rows_of_block(rest)))
+        parts.append(Blocks(full * size, 1, rows_of_block(rest)))
     return parts
 
 
@@ -251,7 +315,7 @@ def block_size() -> int:
 
 
 def rows_of_block(size: int) -> Tensor:
-    """The order that PyTorch brings the outputs of a block into, as in `Part.rows`."""
+    """The order that PyTorch brings the outputs of a block into, as in `Blocks.rows`."""
     numbers = torch.arange(size, dtype=torch.uint8)
     # A code has four bits of a number. The first bytes are those of the first input.
     lower = pack_for_cpu((numbers & 15)[:, None].expand(-1, 2)).flatten()[: size // 2]
@@ -263,7 +327,32 @@ def rows_of_block(size: int) -> Tensor:
     return rows.long()
 
 
-def unpack_codes(weight: Tensor, in_features: int, parts: list[Part]) -> Tensor:
+@dataclass(frozen=True)
+class Rows:
+    """Some outputs of a weight whose codes are in rows, two a byte, the first in the low half."""
+
+    start: int
+    stop: int
+
+    def outputs(self) -> slice:
+        """Which they are."""
+        return slice(self.start, self.stop)
+
+    def codes(self, weight: Tensor, in_features: int) -> Tensor:
+        """The codes (in, n) of its outputs as uint8."""
+        packed = weight[self.start : self.stop]
+        return torch.stack((packed & 15, packed >> 4), dim=-1).view(-1, in_features).T
+
+
+def split_in_rows(out_features: int) -> list[Rows]:
+    """The parts of a weight in rows: ROWS_AT_ONCE outputs each, the last one fewer."""
+    parts = []
+    for start in range(0, out_features, ROWS_AT_ONCE):
+        parts.append(Rows(start, min(start + ROWS_AT_ONCE, out_features)))
+    return parts
+
+
+def unpack_codes(weight: Tensor, in_features: int, parts: Sequence[Blocks | Rows]) -> Tensor:
     """The codes (out, in) of a weight that is packed for a CPU."""
     codes = torch.empty(len(weight), in_features, dtype=torch.uint8)
     for part in parts:
@@ -272,7 +361,7 @@ def unpack_codes(weight: Tensor, in_features: int, parts: list[Part]) -> Tensor:
 
 
 def unpacked_product(
-    rows: Tensor, weight: Tensor, scales_and_zeros: Tensor, parts: list[Part]
+    rows: Tensor, weight: Tensor, scales_and_zeros: Tensor, parts: Sequence[Blocks | Rows]
 ) -> Tensor:
     """rows (n, in) times a weight packed for a CPU, unpacked a part at a time: (n, out)."""
     y = rows.new_empty(len(rows), len(weight))

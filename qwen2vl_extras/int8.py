@@ -1,13 +1,11 @@
 """Weights in int8 with one scale for each row: half of bfloat16's memory, less exact."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwen2vl_extras import int8_products, products
+from qwen2vl_extras import products
 
 # From this many rows on the weight is unpacked first: a matrix product in the dtype of x is
 # faster then.
@@ -16,13 +14,9 @@ ROWS_AT_ONCE = 1024  # of a matrix, that are rounded together
 
 
 class Int8Linear(nn.Linear):
-    """nn.Linear whose weight is int8 (out, in), with one scale for each output, (out,).
-
-    After `pack` the weight is there in FBGEMM's order, and `weight` is None unless it was kept.
-    """
+    """nn.Linear whose weight is int8 (out, in), with one scale for each output, (out,)."""
 
     scale: Tensor
-    packed: Tensor | None
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: nn.Parameter | None = None) -> None:
         out_features, in_features = weight.shape
@@ -30,13 +24,10 @@ class Int8Linear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", bias)
         self.register_buffer("scale", scale)
-        self.register_buffer("packed", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        if self.packed is not None:
-            y = int8_products.product(rows, self.packed, self.out_features)
-        elif len(rows) < MANY_ROWS:
+        if len(rows) < MANY_ROWS:
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         elif products.needs_float32(x):
             y = products.in_float32(rows, self.weight) * self.scale
@@ -44,17 +35,6 @@ class Int8Linear(nn.Linear):
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
-
-    def pack(self, keep_weight: bool) -> None:
-        """From now on use FBGEMM's product. keep_weight: whether something else needs the weight.
-
-        Nothing happens the second time.
-        """
-        if self.packed is not None:
-            return
-        self.packed = int8_products.pack(self.weight.detach(), self.scale)
-        if not keep_weight:
-            self.register_parameter("weight", None)
 
 
 class Int8Embedding(nn.Embedding):
@@ -70,23 +50,6 @@ class Int8Embedding(nn.Embedding):
     def forward(self, input_ids: Tensor) -> Tensor:
         scale = self.scale[input_ids].unsqueeze(-1)  # (B, T, 1)
         return super().forward(input_ids).to(scale.dtype) * scale
-
-
-def pack_all(layers: nn.Module, head: nn.Module) -> None:
-    """Let the int8 layers on the CPU use FBGEMM's product, if it is there.
-
-    The head keeps its weight: it may be the embedding's, and with int4 layers it can be saved.
-    """
-    if not int8_products.run_here():
-        return
-    keeps = {}
-    for module in (*layers.modules(), head):
-        if isinstance(module, Int8Linear) and module.scale.device.type == "cpu":
-            keeps[module] = module is head
-    # One core packs one layer at a time.
-    with int8_products.chosen(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(Int8Linear.pack, keeps.keys(), keeps.values()):
-            pass  # an error is raised here
 
 
 def quantize(module: nn.Module) -> nn.Module:

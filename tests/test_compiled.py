@@ -46,15 +46,27 @@ def test_a_compiled_step_gives_the_references_logits(kind, figure):
     assert figure(f"compiled step, {kind}", error(logits, expected)) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (7, 9000), (2, 4099)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+# Rows that are whole words and others, and sums that are split once and more often.
+@pytest.mark.parametrize(("rows", "columns"), [(8, 64), (7, 9000), (2, 4099), (3, 40000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_a_compiled_row_times_a_matrix_is_their_product(rows, columns, dtype):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(columns, generator=generator).to(dtype)
+    x = torch.randn(columns, generator=generator).to(torch.bfloat16)
     weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    if dtype == torch.int8:
+        weight = torch.randint(-128, 128, (rows, columns), generator=generator).to(dtype)
     product = torch.compile(compiled.row_product, dynamic=False)(x, weight)
     expected = weight.double() @ x.double()
     assert error(product.double(), expected) <= 2e-6
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_what_is_not_finite_is_not_finite_after_a_compiled_row(dtype, number):
+    x = torch.ones(64, dtype=torch.bfloat16)
+    x[5] = number
+    product = torch.compile(compiled.row_product, dynamic=False)(x, torch.ones(8, 64).to(dtype))
+    assert not product.isfinite().any()
 
 
 @pytest.mark.parametrize("run", [compiled.query_attention, compiled.attend_by_sums])

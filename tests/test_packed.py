@@ -415,6 +415,65 @@ def test_both_products_multiply_by_the_weight_of_the_definition(amount, monkeypa
             assert error(y.double(), expected) <= tolerance, (out_features, size, i)
 
 
+@pytest.mark.parametrize(
+    ("out_features", "in_features", "size"), [(48, 1536, 128), (16, 9216, 64), (80, 512, 512)]
+)
+@torch.no_grad()
+def test_a_layer_in_rows_multiplies_one_row_exactly_and_others_as_before(
+    out_features, in_features, size
+):
+    rng = np.random.default_rng(1)
+    layer = random_layer(rng, out_features, in_features, size)
+    before = layer.grouped_weight()
+    in_blocks = layer.weight.clone()
+    scales, zeros = layer.scales_and_zeros.double().repeat_interleave(layer.group_size, 0).unbind(2)
+    codes = before.codes.double()[:, layer.order]
+    weight = (codes - 8) * scales.T + zeros.T  # (out, in), the inputs as `order` says
+
+    int4.arrange_in_rows(torch.nn.ModuleList([layer]))
+    assert layer.is_in_rows
+    assert layer.weight.nbytes == in_blocks.nbytes
+    after = layer.grouped_weight()
+    for name in ("codes", "scales", "zeros", "groups"):
+        assert getattr(after, name).equal(getattr(before, name)), name
+
+    x = torch.tensor(rng.normal(size=(20, in_features)) + 0.5).bfloat16()
+    expected = x.double()[:, layer.order] @ weight.T
+    found = torch.compile(layer.row_product, dynamic=False)(x[0])
+    assert error(found.double(), expected[0]) <= 2e-6
+    assert error(layer(x).double(), expected) <= 0.02
+    assert layer.is_in_rows
+
+    # A step of decoding that is not compiled wants the other order.
+    assert error(layer(x[:1]).double(), expected[:1]) <= 0.02
+    assert not layer.is_in_rows
+    assert layer.weight.equal(in_blocks)
+
+
+def random_layer(
+    rng: np.random.Generator, out_features: int, in_features: int, size: int
+) -> Int4Linear:
+    """Groups with zeros of their own, the inputs in a random order."""
+    shape = (in_features // size, out_features)
+    weight = GroupedWeight(
+        torch.tensor(rng.integers(0, 16, (out_features, in_features)), dtype=torch.uint8),
+        torch.tensor(rng.normal(size=shape)).half(),
+        torch.tensor(rng.integers(0, 16, shape), dtype=torch.uint8),
+        torch.tensor(rng.permutation(in_features) // size),
+    )
+    return Int4Linear(weight, torch.device("cpu"), torch.bfloat16)
+
+
+def test_short_groups_and_float32_stay_in_blocks():
+    rng = np.random.default_rng(2)
+    assert not random_layer(rng, 16, 64, 32).can_be_in_rows()
+    layer = random_layer(rng, 16, 128, 64)
+    assert layer.can_be_in_rows()
+    assert not Int4Linear(
+        layer.grouped_weight(), torch.device("cpu"), torch.float32
+    ).can_be_in_rows()
+
+
 def test_cuda_takes_the_shapes_that_are_made_for_it():
     """Shapes only: there is no GPU here, and the product has never run on one."""
     mode = FakeTensorMode()
@@ -542,16 +601,21 @@ def test_layers_that_cannot_be_four_bits_keep_their_dtype(tmp_path, caplog):
     assert type(again.model.layers[0].mlp.down_proj) is torch.nn.Linear
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
-def test_compiled_steps_give_the_same_tokens(tmp_path):
-    packed_folder(tmp_path, 4, Variant("awq", symmetric=False))
+def test_compiled_steps_give_the_same_tokens(tmp_path, batch):
+    packed_folder(tmp_path, 4, Variant("awq", symmetric=False, group_size=64))
     model = from_pretrained(tmp_path, torch.bfloat16, "cpu")
-    ids = torch.arange(3, 12)[None]
+    ids = torch.arange(3, 12)[None] + torch.arange(batch)[:, None]
     plain = model.generate(ids, max_new_tokens=4, eos_token_id=-1)
     counters.clear()
     assert model.generate(ids, max_new_tokens=4, eos_token_id=-1, compile=True).equal(plain)
     # All layers share one compilation, and the head has the other.
     assert counters["stats"]["unique_graphs"] == 2
+    layers = [module for module in model.modules() if isinstance(module, Int4Linear)]
+    assert all(layer.is_in_rows for layer in layers)
+    assert model.generate(ids, max_new_tokens=4, eos_token_id=-1).equal(plain)
+    assert not any(layer.is_in_rows for layer in layers)
 
 
 def test_an_adapter_is_not_merged_into_packed_weights(tmp_path):

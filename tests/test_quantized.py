@@ -1,13 +1,11 @@
 """int8 weights: rounded rightly, half the memory, nearly the same answers."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn as nn
 
 from qwen2vl import Qwen2VLForConditionalGeneration
-from qwen2vl_extras import int8_products, products
+from qwen2vl_extras import products
 from qwen2vl_extras.int8 import MANY_ROWS, Int8Embedding, Int8Linear, quantize
 from tests.helpers.reference import error
 from tiny.evaluate import answer_questions, random_question
@@ -48,104 +46,13 @@ def test_int8_layers_multiply_by_the_rounded_weight(dtype, bias, multiplies, mon
         assert error(found.double(), expected[None]) <= PRODUCT_ERROR[dtype]
 
 
-# ------------------------------------------------------------------- whole numbers times whole ones
-
-
-@pytest.fixture
-def fbgemm():
-    if not int8_products.run_here():
-        pytest.skip("this CPU has no products of int8 by FBGEMM")
-    with int8_products.chosen():
-        yield
-
-
-LONG = 8960  # the longest row of the 2B checkpoint
-
-
-def rows_of(kind: str, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(3, LONG, generator=generator)
-    if kind == "one large number":
-        x[:, 5] = 3000
-    if kind == "largest sums":
-        x = torch.tensor([[1.0], [-1.0], [0.7]]).expand(-1, LONG)
-    if kind == "zeros":
-        x[1] = 0
-    if kind == "tiny numbers":
-        x = x * 1e-20
-    if kind == "many rows":
-        x = torch.randn(int8_products.ROWS_AT_ONCE + 3, LONG, generator=generator)
-    return x.to(dtype)
-
-
-KINDS = ["even", "one large number", "largest sums", "zeros", "tiny numbers", "many rows"]
-
-
-@pytest.mark.usefixtures("fbgemm")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_a_product_of_whole_numbers_is_as_exact_as_one_of_floats(kind, dtype):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randint(-127, 128, (48, LONG), generator=generator).to(torch.int8)
-    weight[7] = 127  # no sum is larger
-    scale = torch.rand(48, generator=generator) + 0.1
-    x = rows_of(kind, dtype)
-    rounded = weight.double() * scale.double()[:, None]
-    expected = x.double() @ rounded.T  # (n, out)
-    found = int8_products.product(x, int8_products.pack(weight, scale), 48)
-    assert found.dtype == dtype
-
-    # Each number is rounded to the finest step, by less than half of it: the spread of that is
-    # step / sqrt(12). The sums of some thousand of these stay within six times their spread.
-    finest = int8_products.STEPS * int8_products.FINER ** (int8_products.PARTS - 1)
-    spread = x.double().abs().amax(1, keepdim=True) / finest / 12**0.5 * rounded.norm(dim=1)
-    room = PRODUCT_ERROR[dtype] * expected.abs().amax(1, keepdim=True)
-    assert ((found.double() - expected).abs() <= 6 * spread + room).all()
-
-
-@pytest.mark.usefixtures("fbgemm")
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_finite_after_a_product_of_whole_numbers(number):
-    weight = torch.ones(16, 32, dtype=torch.int8)
-    x = torch.ones(3, 32)
-    x[1, 4] = number
-    found = int8_products.product(x, int8_products.pack(weight, torch.ones(16)), 16)
-    assert found.isfinite().all(1).tolist() == [True, False, True]
-
-
-@pytest.mark.usefixtures("fbgemm")
-@torch.no_grad()
-def test_a_packed_layer_holds_its_weight_once_and_can_be_copied():
-    layer = quantize(nn.Linear(96, 64))
-    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
-    expected = layer(x)
-    for keeps in (True, False):
-        packed = copy.deepcopy(layer)
-        packed.pack(keep_weight=keeps)
-        packed.pack(keep_weight=keeps)  # changes nothing
-        assert (packed.weight is not None) == keeps
-        again = copy.deepcopy(packed)
-        del packed
-        assert error(again(x), expected) <= PRODUCT_ERROR[torch.float32]
-        assert again.state_dict().keys() <= layer.state_dict().keys()
-
-
-@pytest.mark.parametrize("has_fbgemm", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_int8_gives_the_tokens_of_plain_int8(tiny, dtype, has_fbgemm, monkeypatch):
-    if has_fbgemm and not int8_products.run_here():
-        pytest.skip("this CPU has no products of int8 by FBGEMM")
-    monkeypatch.setattr(int8_products, "run_here", lambda: has_fbgemm)
+def test_compiled_int8_gives_the_tokens_of_plain_int8(tiny, dtype):
     model = Qwen2VLForConditionalGeneration.from_pretrained("tiny", dtype, "cpu", int8=True)
     ids = torch.randint(100, 200, (1, 9), generator=torch.Generator().manual_seed(0))
     options = {"max_new_tokens": 6, "eos_token_id": -1, "temperature": 0}
     plain = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, **options, compile=True), plain)
-    assert torch.equal(model.generate(ids, **options), plain)  # packed by now
-    layers = [m for m in model.model.layers.modules() if isinstance(m, Int8Linear)]
-    assert all((layer.weight is None) == has_fbgemm for layer in layers)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 # ---------------------------------------------------------------------------------- whole models

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -122,6 +122,11 @@ def draw_lines(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if xscale == "log":
         axes.set_xticks(list(x), [str(number) for number in x])
+    if yscale == "log":
+        lowest, highest = axes.get_ylim()
+        if highest < 100 * lowest:  # powers of ten alone would name one or two values
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
     if horizontal is not None:
         y, text = horizontal
         axes.axhline(y, color="0.4", linewidth=1, linestyle="-")

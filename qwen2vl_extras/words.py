@@ -1,0 +1,113 @@
+"""A row times a matrix whose weights have 16, 8 or 4 bits, for the compiler, on a CPU.
+
+A core that turns weights of few bits into floats one by one is busy with that, and the memory
+waits. Here a matrix is read in words of 32 bits, each of which holds several weights that follow
+one another. The first weights of many words are cut out at once and multiplied by the inputs that
+belong to them, then the second ones, and so on.
+
+This is fast only when it is compiled. As it stands here, it makes tensors as large as the matrix.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+WORD = 32  # bits
+# The compiler adds up more than this many terms in a careful, slow way.
+MAX_TERMS = 4096
+# A core can add faster than one sum after the other: it gets two parts of a matrix at a time.
+PARTS = 2
+
+
+def fit(matrix: Tensor) -> bool:
+    """Whether the rows of a matrix (out, ...) are whole words; its memory has to begin with one."""
+    return matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize * 8 % WORD == 0
+
+
+def bfloat16_row(x: Tensor, weight: Tensor) -> Tensor:
+    """A row (D,) times a matrix (out, D) in bfloat16, summed in float32: (out,)."""
+    first, second = in_turn(x, 2)
+    products = []
+    for words in parts_in_words(weight):
+        # A bfloat16 is the upper half of a float32.
+        lower = (words << 16).view(torch.float32)
+        upper = (words & -(1 << 16)).view(torch.float32)
+        products.append(add_up(lower * first + upper * second))
+    return torch.cat(products)
+
+
+def int8_row(x: Tensor, weight: Tensor) -> Tensor:
+    """A row (D,) times a matrix (out, D) in int8, summed in float32: (out,)."""
+    # A byte is taken as the uppermost of its word, which has the sign: 2^24 times as much.
+    inputs = in_turn(x.float() / 2**24, 4)
+    products = []
+    for words in parts_in_words(weight):
+        terms = []
+        for j in range(4):
+            byte = (words << (24 - 8 * j)) & -(1 << 24)
+            terms.append(byte.float() * inputs[j])
+        products.append(add_up(sum(terms[1:], terms[0])))
+    return torch.cat(products)
+
+
+def int4_row(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
+    """A row (D,) times a matrix in four bits, summed in float32: (out,).
+
+    codes: uint8 (out, D / 2), the code of an even input in the lower half of a byte, that of the
+    next one in the upper half. scales_and_zeros: bfloat16 (out, groups, 2); a weight is
+    (code - 8) * scale + zero.
+    """
+    groups = scales_and_zeros.shape[1]
+    # The j-th code of a word is left where it is, and is 16^j times as much. The last one is moved
+    # to the lower end, since the uppermost bit is a sign.
+    factors = [16.0**-j for j in range(7)] + [1.0]
+    inputs = in_turn(x.float(), 8, factors).view(8, groups, -1)  # (8, groups, words of a group)
+    sums = in_turn(x.float().view(-1, 8).sum(1), 1).view(groups, -1)  # of the inputs of each word
+
+    products = []
+    pairs = parts_in_words(scales_and_zeros.flatten(1))  # a scale and a zero are a word
+    for words, pair in zip(parts_in_words(codes), pairs, strict=True):
+        words = words.unflatten(1, (groups, -1))
+        scale = (pair << 16).view(torch.float32).unsqueeze(-1)  # (out, groups, 1)
+        zero = (pair & -(1 << 16)).view(torch.float32).unsqueeze(-1)
+        # Two sums, so that none of them waits for long: of the lower codes and of the upper ones.
+        lower = -8 * sums
+        for j in range(4):
+            lower = lower + (words & (15 << 4 * j)).float() * inputs[j]
+        upper = ((words >> 28) & 15).float() * inputs[7]
+        for j in range(4, 7):
+            upper = upper + (words & (15 << 4 * j)).float() * inputs[j]
+        product = (lower * scale + zero * sums).sum((1, 2)) + (upper * scale).sum((1, 2))
+        products.append(product)
+    return torch.cat(products)
+
+
+def in_turn(x: Tensor, count: int, factors: list[float] | None = None) -> Tensor:
+    """x (D,) in float32 as (count, D / count): in row j each count-th number from the j-th on.
+
+    factors: of each row. On a CPU the compiler writes what torch.cat gives into memory, so that
+    these numbers lie one behind the other where they are multiplied.
+    """
+    rows = []
+    for j in range(count):
+        row = x[j::count].float()
+        rows.append(row if factors is None else row * factors[j])
+    return torch.cat(rows).view(count, -1)
+
+
+def parts_in_words(matrix: Tensor) -> list[Tensor]:
+    """A matrix (out, ...) as whole numbers of 32 bits, (out / PARTS, words) each.
+
+    They are read as floats first: of these the compiler loads a whole vector at once.
+    """
+    parts = matrix.view(torch.float32).chunk(PARTS)
+    return [part.view(torch.int32) for part in parts]
+
+
+def add_up(terms: Tensor) -> Tensor:
+    """The sums (out,) of terms (out, n), in pieces of equal size, each at most MAX_TERMS long."""
+    pieces = math.ceil(terms.shape[1] / MAX_TERMS)
+    while terms.shape[1] % pieces:
+        pieces += 1
+    return terms.unflatten(1, (pieces, -1)).sum(-1).sum(-1)
