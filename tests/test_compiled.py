@@ -55,7 +55,7 @@ def test_a_compiled_row_times_a_matrix_is_their_product(rows, columns, dtype):
     weight = torch.randn(rows, columns, generator=generator).to(dtype)
     if dtype == torch.int8:
         weight = torch.randint(-128, 128, (rows, columns), generator=generator).to(dtype)
-    product = torch.compile(compiled.row_product, dynamic=False)(x, weight)
+    product = compiled.compile_once(compiled.row_product)(x, weight)
     expected = weight.double() @ x.double()
     assert error(product.double(), expected) <= 2e-6
 
@@ -65,7 +65,7 @@ def test_a_compiled_row_times_a_matrix_is_their_product(rows, columns, dtype):
 def test_what_is_not_finite_is_not_finite_after_a_compiled_row(dtype, number):
     x = torch.ones(64, dtype=torch.bfloat16)
     x[5] = number
-    product = torch.compile(compiled.row_product, dynamic=False)(x, torch.ones(8, 64).to(dtype))
+    product = compiled.compile_once(compiled.row_product)(x, torch.ones(8, 64).to(dtype))
     assert not product.isfinite().any()
 
 
