@@ -16,8 +16,6 @@ from torch import Tensor
 WORD = 32  # bits
 # The compiler adds up more than this many terms in a careful, slow way.
 MAX_TERMS = 4096
-# A core can add faster than one sum after the other: it gets two parts of a matrix at a time.
-PARTS = 2
 
 
 def fit(matrix: Tensor) -> bool:
@@ -28,27 +26,24 @@ def fit(matrix: Tensor) -> bool:
 def bfloat16_row(x: Tensor, weight: Tensor) -> Tensor:
     """A row (D,) times a matrix (out, D) in bfloat16, summed in float32: (out,)."""
     first, second = in_turn(x, 2)
-    products = []
-    for words in parts_in_words(weight):
-        # A bfloat16 is the upper half of a float32.
-        lower = (words << 16).view(torch.float32)
-        upper = (words & -(1 << 16)).view(torch.float32)
-        products.append(add_up(lower * first + upper * second))
-    return torch.cat(products)
+    words = as_words(weight)
+    # A bfloat16 is the upper half of a float32.
+    lower = (words << 16).view(torch.float32)
+    upper = (words & -(1 << 16)).view(torch.float32)
+    return add_up(lower * first + upper * second)
 
 
 def int8_row(x: Tensor, weight: Tensor) -> Tensor:
     """A row (D,) times a matrix (out, D) in int8, summed in float32: (out,)."""
     # A byte is taken as the uppermost of its word, which has the sign: 2^24 times as much.
     inputs = in_turn(x.float() / 2**24, 4)
-    products = []
-    for words in parts_in_words(weight):
-        terms = []
-        for j in range(4):
-            byte = (words << (24 - 8 * j)) & -(1 << 24)
-            terms.append(byte.float() * inputs[j])
-        products.append(add_up(sum(terms[1:], terms[0])))
-    return torch.cat(products)
+    words = as_words(weight)
+    uppermost = -(1 << 24)
+    terms = (words & uppermost).float() * inputs[3]
+    for j in range(3):
+        byte = (words << (24 - 8 * j)) & uppermost
+        terms = terms + byte.float() * inputs[j]
+    return add_up(terms)
 
 
 def int4_row(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
@@ -65,22 +60,18 @@ def int4_row(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
     inputs = in_turn(x.float(), 8, factors).view(8, groups, -1)  # (8, groups, words of a group)
     sums = in_turn(x.float().view(-1, 8).sum(1), 1).view(groups, -1)  # of the inputs of each word
 
-    products = []
-    pairs = parts_in_words(scales_and_zeros.flatten(1))  # a scale and a zero are a word
-    for words, pair in zip(parts_in_words(codes), pairs, strict=True):
-        words = words.unflatten(1, (groups, -1))
-        scale = (pair << 16).view(torch.float32).unsqueeze(-1)  # (out, groups, 1)
-        zero = (pair & -(1 << 16)).view(torch.float32).unsqueeze(-1)
-        # Two sums, so that none of them waits for long: of the lower codes and of the upper ones.
-        lower = -8 * sums
-        for j in range(4):
-            lower = lower + (words & (15 << 4 * j)).float() * inputs[j]
-        upper = ((words >> 28) & 15).float() * inputs[7]
-        for j in range(4, 7):
-            upper = upper + (words & (15 << 4 * j)).float() * inputs[j]
-        product = (lower * scale + zero * sums).sum((1, 2)) + (upper * scale).sum((1, 2))
-        products.append(product)
-    return torch.cat(products)
+    words = as_words(codes).unflatten(1, (groups, -1))
+    pair = as_words(scales_and_zeros.flatten(1)).unsqueeze(-1)  # (out, groups, 1)
+    scale = (pair << 16).view(torch.float32)
+    zero = (pair & -(1 << 16)).view(torch.float32)
+    # Two sums, so that none of them waits for long: of the lower codes and of the upper ones.
+    lower = -8 * sums
+    for j in range(4):
+        lower = lower + (words & (15 << 4 * j)).float() * inputs[j]
+    upper = ((words >> 28) & 15).float() * inputs[7]
+    for j in range(4, 7):
+        upper = upper + (words & (15 << 4 * j)).float() * inputs[j]
+    return (lower * scale + zero * sums).sum((1, 2)) + (upper * scale).sum((1, 2))
 
 
 def in_turn(x: Tensor, count: int, factors: list[float] | None = None) -> Tensor:
@@ -96,13 +87,12 @@ def in_turn(x: Tensor, count: int, factors: list[float] | None = None) -> Tensor
     return torch.cat(rows).view(count, -1)
 
 
-def parts_in_words(matrix: Tensor) -> list[Tensor]:
-    """A matrix (out, ...) as whole numbers of 32 bits, (out / PARTS, words) each.
+def as_words(matrix: Tensor) -> Tensor:
+    """A matrix (out, ...) as whole numbers of 32 bits, (out, words).
 
     They are read as floats first: of these the compiler loads a whole vector at once.
     """
-    parts = matrix.view(torch.float32).chunk(PARTS)
-    return [part.view(torch.int32) for part in parts]
+    return matrix.view(torch.float32).view(torch.int32)
 
 
 def add_up(terms: Tensor) -> Tensor:
