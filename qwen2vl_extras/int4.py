@@ -180,8 +180,6 @@ class Int4Linear(nn.Linear):
 
     def arrange_in_rows(self) -> None:
         """The codes of each output one behind the other, for `row_product`."""
-        if self.is_in_rows:
-            return
         codes = unpack_codes(self.weight, self.in_features, self.parts)
         self.weight.data = codes[:, 0::2] | codes[:, 1::2] << 4
         self.scales_and_zeros = self.scales_and_zeros.transpose(0, 1).contiguous()
@@ -207,7 +205,7 @@ def arrange_in_rows(layers: nn.Module) -> None:
     """Let compiled decoding read the four-bit layers that it can read."""
     found = []
     for module in layers.modules():
-        if isinstance(module, Int4Linear) and module.can_be_in_rows():
+        if isinstance(module, Int4Linear) and not module.is_in_rows and module.can_be_in_rows():
             found.append(module)
     # One core arranges one layer at a time.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

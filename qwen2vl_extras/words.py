@@ -13,20 +13,21 @@ import math
 import torch
 from torch import Tensor
 
-WORD = 32  # bits
+from qwen2vl_extras.packed_layout import WORD_BITS
+
 # The compiler adds up more than this many terms in a careful, slow way.
 MAX_TERMS = 4096
 
 
 def fit(matrix: Tensor) -> bool:
     """Whether the rows of a matrix (out, ...) are whole words; its memory has to begin with one."""
-    return matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize * 8 % WORD == 0
+    return matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize * 8 % WORD_BITS == 0
 
 
 def bfloat16_row(x: Tensor, weight: Tensor) -> Tensor:
     """A row (D,) times a matrix (out, D) in bfloat16, summed in float32: (out,)."""
     first, second = in_turn(x, 2)
-    words = as_words(weight)
+    words = in_words(weight)
     # A bfloat16 is the upper half of a float32.
     lower = (words << 16).view(torch.float32)
     upper = (words & -(1 << 16)).view(torch.float32)
@@ -37,7 +38,7 @@ def int8_row(x: Tensor, weight: Tensor) -> Tensor:
     """A row (D,) times a matrix (out, D) in int8, summed in float32: (out,)."""
     # A byte is taken as the uppermost of its word, which has the sign: 2^24 times as much.
     inputs = in_turn(x.float() / 2**24, 4)
-    words = as_words(weight)
+    words = in_words(weight)
     uppermost = -(1 << 24)
     terms = (words & uppermost).float() * inputs[3]
     for j in range(3):
@@ -57,11 +58,11 @@ def int4_row(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
     # The j-th code of a word is left where it is, and is 16^j times as much. The last one is moved
     # to the lower end, since the uppermost bit is a sign.
     factors = [16.0**-j for j in range(7)] + [1.0]
-    inputs = in_turn(x.float(), 8, factors).view(8, groups, -1)  # (8, groups, words of a group)
+    inputs = in_turn(x, 8, factors).view(8, groups, -1)  # (8, groups, words of a group)
     sums = in_turn(x.float().view(-1, 8).sum(1), 1).view(groups, -1)  # of the inputs of each word
 
-    words = as_words(codes).unflatten(1, (groups, -1))
-    pair = as_words(scales_and_zeros.flatten(1)).unsqueeze(-1)  # (out, groups, 1)
+    words = in_words(codes).unflatten(1, (groups, -1))
+    pair = in_words(scales_and_zeros.flatten(1)).unsqueeze(-1)  # (out, groups, 1)
     scale = (pair << 16).view(torch.float32)
     zero = (pair & -(1 << 16)).view(torch.float32)
     # Two sums, so that none of them waits for long: of the lower codes and of the upper ones.
@@ -87,7 +88,7 @@ def in_turn(x: Tensor, count: int, factors: list[float] | None = None) -> Tensor
     return torch.cat(rows).view(count, -1)
 
 
-def as_words(matrix: Tensor) -> Tensor:
+def in_words(matrix: Tensor) -> Tensor:
     """A matrix (out, ...) as whole numbers of 32 bits, (out, words).
 
     They are read as floats first: of these the compiler loads a whole vector at once.
