@@ -10,7 +10,7 @@ from qwen2vl_extras import products
 # From this many rows on the weight is unpacked first: a matrix product in the dtype of x is
 # faster then.
 MANY_ROWS = 64
-ROWS_AT_ONCE = 1024  # of a matrix, that are rounded together
+NUMBERS_AT_ONCE = 2**21  # of a matrix, that are rounded together; 8 MB in float32
 
 
 class Int8Linear(nn.Linear):
@@ -67,15 +67,17 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix (out, in) to int8 (out, in) and scales (out,).
 
     The largest value of a row becomes 127 or -127. Some rows are rounded at a time, so that only
-    they are there in float32 as well.
+    they are there in float32 as well, in the same memory one after the other.
     """
     rounded = torch.empty_like(weight, dtype=torch.int8)
     scales = torch.empty_like(weight[:, 0])
-    for start in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        part = weight[rows].float()
-        largest = part.abs().amax(1)  # (rows,)
+    rows_at_once = max(1, NUMBERS_AT_ONCE // weight.shape[1])
+    wide = torch.empty_like(weight[:rows_at_once], dtype=torch.float32)
+    for start in range(0, len(weight), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        part = wide[: len(weight[rows])].copy_(weight[rows])
+        largest = torch.maximum(part.amax(1), -part.amin(1))  # (rows,)
         scale = largest.clamp_min(1e-30) / 127  # a row of zeros has a scale, too
-        rounded[rows] = (part / scale[:, None]).round_()
+        rounded[rows] = part.div_(scale[:, None]).round_()
         scales[rows] = scale
     return rounded, scales

@@ -57,11 +57,17 @@ class GroupedWeight:
 # ------------------------------------------------------------------------------------- from words
 
 
+def unpack_pairs(pairs: Tensor) -> Tensor:
+    """Bytes (..., n) to the two 4-bit codes of each, (..., 2 n) as uint8, the lower bits first."""
+    wide = pairs.to(torch.int16)
+    # The lower byte of 16 bits comes first in memory: it gets the lower code, the other the upper.
+    return (wide << 4).bitwise_or_(wide).bitwise_and_(0x0F0F).view(torch.uint8)
+
+
 def unpack_words(words: Tensor, bits: int) -> Tensor:
     """int32 words (...) to their codes (..., 32 / bits) as uint8, the lowest bits first."""
-    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32)
-    # A shift to the right copies the sign into the upper bits, which are masked.
-    return (words.unsqueeze(-1) >> shifts).bitwise_and_(2**bits - 1).to(torch.uint8)
+    in_bytes = words.contiguous().unsqueeze(-1).view(torch.uint8)  # (..., 4)
+    return in_bytes if bits == 8 else unpack_pairs(in_bytes)
 
 
 def read_codes(form: PackedFormat, qweight: Tensor) -> Tensor:
@@ -123,12 +129,15 @@ def as_words(numbers: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------- to words
 
 
-def pack_words(codes: Tensor, bits: int) -> Tensor:
-    """Codes (..., 32 / bits) to int32 words (...), the first code in the lowest bits."""
-    words = torch.zeros(codes.shape[:-1], dtype=torch.int64)
-    for i in range(codes.shape[-1]):
-        words |= codes[..., i].long() << (bits * i)
-    return as_words(words)
+def pack_pairs(codes: Tensor) -> Tensor:
+    """4-bit codes (..., 2 n) as uint8, two to a byte (..., n), the first in the lower bits."""
+    wide = codes.contiguous().view(torch.int16)
+    return (wide >> 4).bitwise_or_(wide).to(torch.uint8)  # the lower byte of the 16 bits
+
+
+def pack_words(codes: Tensor) -> Tensor:
+    """4-bit codes (..., 8 n) as uint8, eight to an int32 word (..., n), the first in the lowest."""
+    return pack_pairs(codes).view(torch.int32)
 
 
 def write_codes(codes: Tensor) -> Tensor:
@@ -137,10 +146,10 @@ def write_codes(codes: Tensor) -> Tensor:
     words = torch.empty(in_features // 8, out_features, dtype=torch.int32)
     for start in range(0, out_features, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        words[:, rows] = pack_words(codes[rows].unflatten(1, (-1, 8)), 4).T
+        words[:, rows] = pack_words(codes[rows]).T
     return words
 
 
 def write_zeros(zeros: Tensor) -> Tensor:
     """4-bit zeros (groups, out) as the qzeros (groups, out / 8) of GPTQ's version 2."""
-    return pack_words(zeros.unflatten(1, (-1, 8)), 4)
+    return pack_words(zeros)

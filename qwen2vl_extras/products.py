@@ -13,7 +13,9 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differe
 
 # From this many rows on, converting the weight costs less than it wins.
 MANY_ROWS = 32
-OUTPUTS_AT_ONCE = 1024  # of a weight, that are there in float32 as well
+# Outputs of a weight that are there in float32 as well. They stay in a processor's cache, and are
+# less than the 32 MB from which on the C library asks the system for new memory each time.
+OUTPUTS_AT_ONCE = 256
 
 
 def multiplies(dtype: torch.dtype) -> bool:

@@ -212,26 +212,28 @@ def round_to_groups(name: str, weight: Tensor, group_size: int) -> GroupedWeight
     """Round a matrix (out, in) to the nearest of 16 values in each group of `group_size` inputs.
 
     The values are -8 to 7 times a scale. The number of the largest magnitude becomes -8, so the
-    scale is negative where that number is positive, as in llama.cpp's Q4_0. All zeros are 8,
-    which every reader of GPTQ's layout knows as symmetric.
+    scale is negative where that number is positive, as in llama.cpp's Q4_0; of two such numbers
+    the negative one. All zeros are 8, which every reader of GPTQ's layout knows as symmetric.
     """
     out_features, in_features = weight.shape
     num_groups = in_features // group_size
-    codes = torch.empty(out_features, in_features, dtype=torch.uint8)
+    codes = torch.empty(out_features, in_features, dtype=torch.int8)
     scales = torch.empty(num_groups, out_features, dtype=torch.float16)
+    wide = torch.empty(min(ROWS_AT_ONCE, out_features), num_groups, group_size)
     for start in range(0, out_features, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        groups = weight[rows].cpu().float().unflatten(1, (num_groups, group_size))
-        largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))  # (rows, groups, 1)
-        scale = largest / -MIDDLE
+        groups = wide[: len(weight[rows])]
+        groups.copy_(weight[rows].unflatten(1, (num_groups, group_size)))
+        highest, lowest = groups.amax(2), groups.amin(2)  # (rows, groups)
+        scale = torch.where(highest > -lowest, highest, lowest) / -MIDDLE
         # As it will be stored, so that codes are the nearest to what it really is.
-        scale = scale.to(weight.dtype).to(torch.float16).float()
+        scale = scale.to(weight.dtype).to(torch.float16)
         if not scale.isfinite().all():
             raise ValueError(f"{name} holds NaN, infinity or numbers too large for int4")
-        # Where all numbers are 0, so are the codes less 8.
-        steps = torch.where(scale == 0, 0, groups / scale)
-        code = steps.round_().add_(MIDDLE).clamp_(0, LARGEST_CODE)
-        codes[rows] = code.flatten(1)
-        scales[:, rows] = scale.squeeze(2).T
+        # Where the scale is 0 all numbers are 0 or next to it, and so are the codes less 8.
+        divisor = scale.float().masked_fill_(scale == 0, 1)
+        steps = groups.div_(divisor.unsqueeze(2)).round_().to(torch.int8)
+        codes[rows] = steps.add_(MIDDLE).clamp_(0, LARGEST_CODE).flatten(1)
+        scales[:, rows] = scale.T
     zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
-    return GroupedWeight(codes, scales, zeros)
+    return GroupedWeight(codes.view(torch.uint8), scales, zeros)
