@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qwen2vl_extras import words
 from qwen2vl_extras.errors import raise_not_finite
-from qwen2vl_extras.int4 import Int4Linear, arrange_in_rows
+from qwen2vl_extras.int4 import Int4Linear, arrange_for_compiled_steps
 from qwen2vl_extras.int8 import Int8Linear
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
@@ -47,7 +47,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x) for x (..., D), written so that the compiler fuses it for a single row."""
     rows = x.view(-1, x.shape[-1])
     if isinstance(layer, Int4Linear):
-        if not layer.is_in_rows or len(rows) > MAX_ROWS:
+        if not (layer.is_in_rows and layer.fits_words) or len(rows) > MAX_ROWS:
             return layer(x)
         y = torch.stack([layer.row_product(row) for row in rows])
     elif len(rows) == 1:
@@ -156,7 +156,7 @@ class CompiledStep:
         rope_deltas: Tensor,
     ) -> None:
         batch, device = len(rope_deltas), rope_deltas.device
-        arrange_in_rows(model.model.layers)
+        arrange_for_compiled_steps(model.model.layers)
         self.model = model
         self.cache = cache
         self.rope_deltas = rope_deltas

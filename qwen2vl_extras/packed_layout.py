@@ -74,12 +74,13 @@ def read_codes(form: PackedFormat, qweight: Tensor) -> Tensor:
     """The codes (out, in) of a matrix."""
     if form.method == "awq":
         in_features, words = qweight.shape
-        codes = torch.empty(words * 8, in_features, dtype=torch.uint8)
+        codes = torch.empty(words, 8, in_features, dtype=torch.uint8)
         for start in range(0, words, ROWS_AT_ONCE // 8):
-            part = unpack_words(qweight[:, start : start + ROWS_AT_ONCE // 8], 4)
-            part = in_order(part).flatten(1)  # (in, outputs)
-            codes[start * 8 : start * 8 + part.shape[1]] = part.T
-        return codes
+            some = slice(start, start + ROWS_AT_ONCE // 8)
+            part = qweight[:, some].T.contiguous()
+            for i, output in enumerate(AWQ_ORDER):
+                codes[some, output] = (part >> 4 * i) & 15
+        return codes.flatten(0, 1)
     words, out_features = qweight.shape
     in_features = words * WORD_BITS // form.bits
     codes = torch.empty(out_features, in_features, dtype=torch.uint8)
@@ -131,8 +132,9 @@ def as_words(numbers: Tensor) -> Tensor:
 
 def pack_pairs(codes: Tensor) -> Tensor:
     """4-bit codes (..., 2 n) as uint8, two to a byte (..., n), the first in the lower bits."""
-    wide = codes.contiguous().view(torch.int16)
-    return (wide >> 4).bitwise_or_(wide).to(torch.uint8)  # the lower byte of the 16 bits
+    wide = codes.flatten().view(torch.int16)
+    pairs = (wide >> 4).bitwise_or_(wide).to(torch.uint8)  # the lower byte of the 16 bits
+    return pairs.view(*codes.shape[:-1], -1)
 
 
 def pack_words(codes: Tensor) -> Tensor:

@@ -407,48 +407,54 @@ def test_both_products_multiply_by_the_weight_of_the_definition(amount, monkeypa
             assert layer.grouped_weight().zeros.equal(zeros)
             rows = torch.tensor(rng.normal(size=(int(rng.integers(1, 5)), in_features))).to(dtype)
             expected = rows.double() @ weight.unpack(torch.float64).T
-            assert error(layer(rows).double(), expected) <= tolerance, (out_features, size, i)
-            # The other way to compute it, for many rows; not all CPUs multiply bfloat16 themselves.
+            # The way of prompts; not all CPUs multiply bfloat16 themselves.
             multiplies = i % 3 > 0 or dtype == torch.float32
             monkeypatch.setattr(products, "multiplies", lambda _, answer=multiplies: answer)
             x = rows if layer.order is None else rows[:, layer.order]
-            y = int4.unpacked_product(x, layer.weight, layer.scales_and_zeros, layer.parts)
+            y = layer.unpacked_product(x)
             assert error(y.double(), expected) <= tolerance, (out_features, size, i)
+            # A step of decoding, for which PyTorch's product has the weight in blocks.
+            assert error(layer(rows).double(), expected) <= tolerance, (out_features, size, i)
+            assert layer.is_in_rows == (dtype == torch.float32)
+            assert layer.unpacked_product(x).equal(y)
+            assert layer.grouped_weight().codes.equal(codes)
+            assert layer.grouped_weight().zeros.equal(zeros)
 
 
 @pytest.mark.parametrize(
     ("out_features", "in_features", "size"), [(48, 1536, 128), (16, 9216, 64), (80, 512, 512)]
 )
 @torch.no_grad()
-def test_a_layer_in_rows_multiplies_one_row_exactly_and_others_as_before(
+def test_a_row_of_a_compiled_step_is_exact_and_others_are_as_in_blocks(
     out_features, in_features, size
 ):
     rng = np.random.default_rng(1)
     layer = random_layer(rng, out_features, in_features, size)
     before = layer.grouped_weight()
-    in_blocks = layer.weight.clone()
-    scales, zeros = layer.scales_and_zeros.double().repeat_interleave(layer.group_size, 0).unbind(2)
-    codes = before.codes.double()[:, layer.order]
-    weight = (codes - 8) * scales.T + zeros.T  # (out, in), the inputs as `order` says
-
-    int4.arrange_in_rows(torch.nn.ModuleList([layer]))
-    assert layer.is_in_rows
-    assert layer.weight.nbytes == in_blocks.nbytes
-    after = layer.grouped_weight()
-    for name in ("codes", "scales", "zeros", "groups"):
-        assert getattr(after, name).equal(getattr(before, name)), name
+    in_rows = layer.weight.clone()
+    by_input = layer.scales_and_zeros.double().repeat_interleave(layer.group_size, 1)
+    scales, zeros = by_input.unbind(2)  # (out, in)
+    weight = (before.codes.double()[:, layer.order] - 8) * scales + zeros
 
     x = torch.tensor(rng.normal(size=(20, in_features)) + 0.5).bfloat16()
     expected = x.double()[:, layer.order] @ weight.T
+    assert layer.fits_words
     found = compile_once(Int4Linear.row_product)(layer, x[0])
     assert error(found.double(), expected[0]) <= 2e-6
     assert error(layer(x).double(), expected) <= 0.02
     assert layer.is_in_rows
 
-    # A step of decoding that is not compiled wants the other order.
+    # A step of decoding that is not compiled wants the other order, in which PyTorch packs.
     assert error(layer(x[:1]).double(), expected[:1]) <= 0.02
     assert not layer.is_in_rows
-    assert layer.weight.equal(in_blocks)
+    assert layer.weight.equal(int4.pack_for_cpu(before.codes[:, layer.order]))
+    after = layer.grouped_weight()
+    for name in ("codes", "scales", "zeros", "groups"):
+        assert getattr(after, name).equal(getattr(before, name)), name
+
+    int4.arrange_for_compiled_steps(torch.nn.ModuleList([layer]))
+    assert layer.is_in_rows
+    assert layer.weight.equal(in_rows)
 
 
 def random_layer(
@@ -465,14 +471,20 @@ def random_layer(
     return Int4Linear(weight, torch.device("cpu"), torch.bfloat16)
 
 
-def test_short_groups_and_float32_stay_in_blocks():
+@torch.no_grad()
+def test_each_step_has_the_order_that_it_reads():
+    """Words take groups from 64 on in bfloat16; PyTorch's product any group, in bfloat16 too."""
     rng = np.random.default_rng(2)
-    assert not random_layer(rng, 16, 64, 32).can_be_in_rows()
-    layer = random_layer(rng, 16, 128, 64)
-    assert layer.can_be_in_rows()
-    assert not Int4Linear(
-        layer.grouped_weight(), torch.device("cpu"), torch.float32
-    ).can_be_in_rows()
+    long = random_layer(rng, 16, 128, 64)
+    short = random_layer(rng, 16, 64, 32)
+    wide = Int4Linear(long.grouped_weight(), torch.device("cpu"), torch.float32)
+    for layer, compiled, plain in ((long, True, False), (short, False, False), (wide, True, True)):
+        assert layer.is_in_rows
+        x = torch.tensor(rng.normal(size=(1, layer.in_features))).to(layer.scales_and_zeros.dtype)
+        layer.arrange_for_steps(compiled=True)
+        assert layer.is_in_rows == compiled
+        layer(x)
+        assert layer.is_in_rows == plain
 
 
 def test_cuda_takes_the_shapes_that_are_made_for_it():
