@@ -14,7 +14,7 @@ what is not filled.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,7 @@ from qwen2vl_extras import words
 from qwen2vl_extras.errors import raise_not_finite
 from qwen2vl_extras.int4 import Int4Linear, arrange_for_compiled_steps
 from qwen2vl_extras.int8 import Int8Linear
+from qwen2vl_extras.words import Words, words_of
 
 if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing from above
     from qwen2vl import DecoderLayer, Generator, KVCache, Qwen2VLForConditionalGeneration, Sampling
@@ -33,42 +34,36 @@ if TYPE_CHECKING:  # names of types only: when this runs, it imports nothing fro
 # Each model, dtype and batch size is a variant of a compiled function; PyTorch's limit of 8
 # is too low.
 MAX_VARIANTS = 64
-MAX_ROWS = 16  # of four-bit products, one after the other
-# A processor can multiply and add in one instruction, which rounds once, where two round twice.
+# Rows that are multiplied by weights of so many bits, one after the other.
+MAX_ROWS = {16: 1, 8: 1, 4: 16}
 OPTIONS: dict[str, str | int | bool | Callable] = {
-    "cpp.enable_floating_point_contract_flag": "fast"
+    # A processor can multiply and add in one instruction, which rounds once, where two round twice.
+    "cpp.enable_floating_point_contract_flag": "fast",
+    # The shapes of a compiled function's inputs were asked for before it is called.
+    "size_asserts": False,
 }
 
 
 # ------------------------------------------------------------- the functions to be compiled
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x) for x (..., D), written so that the compiler fuses it for a single row."""
+def linear(layer: nn.Linear, matrix: Words | None, x: Tensor) -> Tensor:
+    """layer(x) for x (..., D), written so that the compiler fuses it for a single row.
+
+    matrix: the weight in words, where it is read so.
+    """
     rows = x.view(-1, x.shape[-1])
-    if isinstance(layer, Int4Linear):
-        if not (layer.is_in_rows and layer.fits_words) or len(rows) > MAX_ROWS:
-            return layer(x)
-        y = torch.stack([layer.row_product(row) for row in rows])
-    elif len(rows) == 1:
-        y = row_product(rows[0], layer.weight)
-        if isinstance(layer, Int8Linear):
-            y = y * layer.scale.float()
+    if matrix is not None and len(rows) <= MAX_ROWS[matrix.bits]:
+        y = torch.stack([words.row_product(row, matrix) for row in rows])
+    elif len(rows) == 1 and not isinstance(layer, Int4Linear):
+        y = words.add_up(rows.float() * layer.weight.float())
     else:
         return layer(x)
+    if isinstance(layer, Int8Linear):
+        y = y * layer.scale.float()
     if layer.bias is not None:
         y = y + layer.bias.float()
     return y.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def row_product(x: Tensor, weight: Tensor) -> Tensor:
-    """A single row (D,) times a matrix (out, D), summed in float32: (out,)."""
-    if not x.is_cuda and words.fit(weight):
-        if weight.dtype == torch.bfloat16:
-            return words.bfloat16_row(x, weight)
-        if weight.dtype == torch.int8:
-            return words.int8_row(x, weight)
-    return words.add_up(x.float() * weight.float())
 
 
 def query_attention(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor:
@@ -94,6 +89,7 @@ def attend_by_sums(q: Tensor, k: Tensor, v: Tensor, is_filled: Tensor) -> Tensor
 
 def layer_step(
     layer: "DecoderLayer",
+    matrices: Mapping[str, Words | None],
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -104,28 +100,31 @@ def layer_step(
 ) -> Tensor:
     """A decoder layer for one token of each row: what DecoderLayer.forward computes.
 
-    x: (B, 1, D); keys, values: the layer's part of the cache, (B, K, capacity, d), written
-    at `column` (1,); is_filled: (B, 1, 1, capacity). Returns (B, 1, D).
+    matrices: the layer's weights in words, by name; x: (B, 1, D); keys, values: the layer's part
+    of the cache, (B, K, capacity, d), written at `column` (1,); is_filled: (B, 1, 1, capacity).
+    Returns (B, 1, D).
     """
     attn, mlp = layer.self_attn, layer.mlp
     y = layer.input_layernorm(x)
-    q = attn.rotated_heads(linear(attn.q_proj, y), cos, sin)  # (B, H, 1, d)
-    k = attn.rotated_heads(linear(attn.k_proj, y), cos, sin)  # (B, K, 1, d)
-    v = attn.split_heads(linear(attn.v_proj, y))
+    q = attn.rotated_heads(linear(attn.q_proj, matrices["q_proj"], y), cos, sin)  # (B, H, 1, d)
+    k = attn.rotated_heads(linear(attn.k_proj, matrices["k_proj"], y), cos, sin)  # (B, K, 1, d)
+    v = attn.split_heads(linear(attn.v_proj, matrices["v_proj"], y))
 
     # The new keys and values go into their column of the cache.
     keys.index_copy_(2, column, k)
     values.index_copy_(2, column, v)
     attended = query_attention(q, keys, values, is_filled)  # (B, H, 1, d)
-    x = x + linear(attn.o_proj, attended.transpose(1, 2).flatten(2))
+    x = x + linear(attn.o_proj, matrices["o_proj"], attended.transpose(1, 2).flatten(2))
 
     y = layer.post_attention_layernorm(x)
-    return x + linear(mlp.down_proj, F.silu(linear(mlp.gate_proj, y)) * linear(mlp.up_proj, y))
+    gate = linear(mlp.gate_proj, matrices["gate_proj"], y)
+    up = linear(mlp.up_proj, matrices["up_proj"], y)
+    return x + linear(mlp.down_proj, matrices["down_proj"], F.silu(gate) * up)
 
 
-def head_step(norm: nn.Module, head: nn.Linear, x: Tensor) -> Tensor:
+def head_step(norm: nn.Module, head: nn.Linear, matrix: Words | None, x: Tensor) -> Tensor:
     """The last hidden state (B, 1, D) to logits (B, vocabulary)."""
-    return linear(head, norm(x))[:, -1]
+    return linear(head, matrix, norm(x))[:, -1]
 
 
 @functools.cache
@@ -135,6 +134,15 @@ def compile_once(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = max(limit, MAX_VARIANTS)
     # Shapes are fixed, but for what mark_dynamic names.
     return torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
+
+
+def matrices_of(layer: nn.Module) -> dict[str, Words | None]:
+    """The weights of a layer's matrices in words, by name: "q_proj" and so on."""
+    found = {}
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Linear):
+            found[name.rpartition(".")[2]] = words_of(module)
+    return found
 
 
 # ----------------------------------------------------------------------- a step of decoding
@@ -158,6 +166,8 @@ class CompiledStep:
         batch, device = len(rope_deltas), rope_deltas.device
         arrange_for_compiled_steps(model.model.layers)
         self.model = model
+        self.matrices = [matrices_of(layer) for layer in model.model.layers]
+        self.head_matrix = words_of(model.lm_head)
         self.cache = cache
         self.rope_deltas = rope_deltas
         self.token = rope_deltas.new_zeros(batch)
@@ -204,9 +214,10 @@ class CompiledStep:
         torch._dynamo.mark_dynamic(is_filled, 3)
 
         run_layer = compile_once(layer_step)
-        for layer, keys, values in zip(decoder.layers, self.keys, self.values, strict=True):
-            x = run_layer(layer, x, cos, sin, keys, values, self.column, is_filled)
-        return compile_once(head_step)(decoder.norm, self.model.lm_head, x)
+        by_layer = zip(decoder.layers, self.matrices, self.keys, self.values, strict=True)
+        for layer, matrices, keys, values in by_layer:
+            x = run_layer(layer, matrices, x, cos, sin, keys, values, self.column, is_filled)
+        return compile_once(head_step)(decoder.norm, self.model.lm_head, self.head_matrix, x)
 
     def capture(self) -> None:
         """Record the step as a CUDA graph.

@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwen2vl_extras import products, words
+from qwen2vl_extras import products
 from qwen2vl_extras.packed_layout import GroupedWeight, pack_pairs, unpack_pairs
 
 KERNEL_GROUPS = (256, 128, 64, 32)  # the sizes of groups that PyTorch's products know
@@ -198,12 +198,6 @@ class Int4Linear(nn.Linear):
         return (MIDDLE - quotient).round().to(torch.uint8).T
 
     # ------------------------------------------------------------------- the two orders on a CPU
-
-    def row_product(self, x: Tensor) -> Tensor:
-        """A single row (in,) times the weight in words, for the compiler: (out,)."""
-        if self.order is not None:
-            x = x[self.order]
-        return words.int4_row(x, self.weight, self.scales_and_zeros)
 
     def arrange_for_steps(self, compiled: bool) -> None:
         """Bring the codes into the order in which steps of decoding read them.

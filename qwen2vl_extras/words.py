@@ -9,25 +9,75 @@ This is fast only when it is compiled. As it stands here, it makes tensors as la
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
+from qwen2vl_extras.int4 import Int4Linear
 from qwen2vl_extras.packed_layout import WORD_BITS
 
 # The compiler adds up more than this many terms in a careful, slow way.
 MAX_TERMS = 4096
 
 
+class Words(NamedTuple):
+    """The weight of a linear layer in words of 32 bits, for a single row.
+
+    They are read as floats: of these the compiler loads a whole vector at once. weight: (out,
+    words) float32. pairs: of weights in four bits the scale and the zero of each group as a word,
+    (out, groups) float32. order: the input of each column, (in,), where they are not in turn.
+    """
+
+    bits: int  # of a weight: 16, 8 or 4
+    weight: Tensor
+    pairs: Tensor | None = None
+    order: Tensor | None = None
+
+
+def words_of(layer: nn.Linear) -> Words | None:
+    """The weight of a layer in words, in the same memory; None for one that is not read so.
+
+    Of weights in int8 it leaves out the scales.
+    """
+    weight = layer.weight.detach()
+    if weight.device.type != "cpu":
+        return None
+    if isinstance(layer, Int4Linear):
+        if not layer.is_in_rows or not layer.fits_words:
+            return None
+        pairs = layer.scales_and_zeros.flatten(1).view(torch.float32)
+        return Words(4, weight.view(torch.float32), pairs, layer.order)
+    bits = {torch.bfloat16: 16, torch.int8: 8}.get(weight.dtype)
+    if bits is None or not fit(weight):
+        return None
+    return Words(bits, weight.view(torch.float32))
+
+
 def fit(matrix: Tensor) -> bool:
-    """Whether the rows of a matrix (out, ...) are whole words; its memory has to begin with one."""
-    return matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize * 8 % WORD_BITS == 0
+    """Whether the rows of a matrix (out, ...) are whole words."""
+    ends_in_a_word = matrix.shape[1] * matrix.itemsize * 8 % WORD_BITS == 0
+    begins_in_a_word = matrix.storage_offset() * matrix.itemsize * 8 % WORD_BITS == 0
+    return matrix.is_contiguous() and ends_in_a_word and begins_in_a_word
+
+
+def row_product(x: Tensor, matrix: Words) -> Tensor:
+    """A row (in,) times a matrix in words, summed in float32: (out,)."""
+    if matrix.order is not None:
+        x = x[matrix.order]
+    if matrix.bits == 16:
+        return bfloat16_row(x, matrix.weight)
+    if matrix.bits == 8:
+        return int8_row(x, matrix.weight)
+    assert matrix.pairs is not None
+    return int4_row(x, matrix.weight, matrix.pairs)
 
 
 def bfloat16_row(x: Tensor, weight: Tensor) -> Tensor:
-    """A row (D,) times a matrix (out, D) in bfloat16, summed in float32: (out,)."""
+    """A row (D,) times a matrix in bfloat16, (out, D / 2) words: (out,)."""
     first, second = in_turn(x, 2)
-    words = in_words(weight)
+    words = weight.view(torch.int32)
     # A bfloat16 is the upper half of a float32.
     lower = (words << 16).view(torch.float32)
     upper = (words & -(1 << 16)).view(torch.float32)
@@ -35,10 +85,10 @@ def bfloat16_row(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def int8_row(x: Tensor, weight: Tensor) -> Tensor:
-    """A row (D,) times a matrix (out, D) in int8, summed in float32: (out,)."""
+    """A row (D,) times a matrix in int8, (out, D / 4) words: (out,)."""
     # A byte is taken as the uppermost of its word, which has the sign: 2^24 times as much.
     inputs = in_turn(x.float() / 2**24, 4)
-    words = in_words(weight)
+    words = weight.view(torch.int32)
     uppermost = -(1 << 24)
     terms = (words & uppermost).float() * inputs[3]
     for j in range(3):
@@ -47,22 +97,22 @@ def int8_row(x: Tensor, weight: Tensor) -> Tensor:
     return add_up(terms)
 
 
-def int4_row(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
-    """A row (D,) times a matrix in four bits, summed in float32: (out,).
+def int4_row(x: Tensor, codes: Tensor, pairs: Tensor) -> Tensor:
+    """A row (D,) times a matrix in four bits: (out,).
 
-    codes: uint8 (out, D / 2), the code of an even input in the lower half of a byte, that of the
-    next one in the upper half. scales_and_zeros: bfloat16 (out, groups, 2); a weight is
+    codes: (out, D / 8) words, in each of which the code of the first input has the lowest bits.
+    pairs: (out, groups) words, with a scale and a zero in bfloat16; a weight is
     (code - 8) * scale + zero.
     """
-    groups = scales_and_zeros.shape[1]
+    groups = pairs.shape[1]
     # The j-th code of a word is left where it is, and is 16^j times as much. The last one is moved
     # to the lower end, since the uppermost bit is a sign.
     factors = [16.0**-j for j in range(7)] + [1.0]
     inputs = in_turn(x, 8, factors).view(8, groups, -1)  # (8, groups, words of a group)
     sums = in_turn(x.float().view(-1, 8).sum(1), 1).view(groups, -1)  # of the inputs of each word
 
-    words = in_words(codes).unflatten(1, (groups, -1))
-    pair = in_words(scales_and_zeros.flatten(1)).unsqueeze(-1)  # (out, groups, 1)
+    words = codes.view(torch.int32).unflatten(1, (groups, -1))
+    pair = pairs.view(torch.int32).unsqueeze(-1)  # (out, groups, 1)
     scale = (pair << 16).view(torch.float32)
     zero = (pair & -(1 << 16)).view(torch.float32)
     # Two sums, so that none of them waits for long: of the lower codes and of the upper ones.
@@ -86,14 +136,6 @@ def in_turn(x: Tensor, count: int, factors: list[float] | None = None) -> Tensor
         row = x[j::count].float()
         rows.append(row if factors is None else row * factors[j])
     return torch.cat(rows).view(count, -1)
-
-
-def in_words(matrix: Tensor) -> Tensor:
-    """A matrix (out, ...) as whole numbers of 32 bits, (out, words).
-
-    They are read as floats first: of these the compiler loads a whole vector at once.
-    """
-    return matrix.view(torch.float32).view(torch.int32)
 
 
 def add_up(terms: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from qwen2vl import AttentionMask, KVCache, Sampling, decode, eager_attention, next_token
 from qwen2vl_extras import compiled
+from qwen2vl_extras.int8 import Int8Linear
+from qwen2vl_extras.words import words_of
 from tests.helpers.reference import TOLERANCE, error, random_inputs, random_pair
 
 GREEDY = {}
@@ -46,27 +49,47 @@ def test_a_compiled_step_gives_the_references_logits(kind, figure):
     assert figure(f"compiled step, {kind}", error(logits, expected)) <= TOLERANCE
 
 
+def compiled_row(x: Tensor, weight: Tensor) -> Tensor:
+    """x (D,) times a weight (out, D) as a compiled step computes it, in the dtype of x."""
+    if weight.dtype == torch.int8:
+        layer = Int8Linear(weight, torch.ones(len(weight)))
+    else:
+        layer = nn.Linear(weight.shape[1], len(weight), bias=False, device="meta")
+        layer.weight = nn.Parameter(weight)
+    return compiled.compile_once(compiled.linear)(layer, words_of(layer), x[None])[0]
+
+
 # Rows that are whole words and others, and sums that are split once and more often.
 @pytest.mark.parametrize(("rows", "columns"), [(8, 64), (7, 9000), (2, 4099), (3, 40000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@torch.no_grad()
 def test_a_compiled_row_times_a_matrix_is_their_product(rows, columns, dtype):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(columns, generator=generator).to(torch.bfloat16)
+    x = torch.randn(columns, generator=generator).bfloat16().float()
     weight = torch.randn(rows, columns, generator=generator).to(dtype)
     if dtype == torch.int8:
         weight = torch.randint(-128, 128, (rows, columns), generator=generator).to(dtype)
-    product = compiled.compile_once(compiled.row_product)(x, weight)
     expected = weight.double() @ x.double()
-    assert error(product.double(), expected) <= 2e-6
+    assert error(compiled_row(x, weight).double(), expected) <= 2e-6
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@torch.no_grad()
 def test_what_is_not_finite_is_not_finite_after_a_compiled_row(dtype, number):
     x = torch.ones(64, dtype=torch.bfloat16)
     x[5] = number
-    product = compiled.compile_once(compiled.row_product)(x, torch.ones(8, 64).to(dtype))
-    assert not product.isfinite().any()
+    assert not compiled_row(x, torch.ones(8, 64).to(dtype)).isfinite().any()
+
+
+def test_only_whole_words_are_read_as_words():
+    """A matrix within another's memory may begin in the middle of a word, and its rows may end so."""
+    memory = torch.zeros(64 * 8 + 1, dtype=torch.bfloat16)
+    for begin, columns, fits in ((0, 64, True), (1, 64, False), (0, 63, False), (2, 62, True)):
+        layer = nn.Linear(columns, 8, bias=False, device="meta")
+        weight = memory[begin : begin + 8 * columns].view(8, columns)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        assert (words_of(layer) is not None) == fits, (begin, columns)
 
 
 @pytest.mark.parametrize("run", [compiled.query_attention, compiled.attend_by_sums])

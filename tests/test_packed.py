@@ -15,11 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import load
 from qwen2vl import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from qwen2vl_extras import int4, packed_layout, products
+from qwen2vl_extras import int4, packed_layout, products, words
 from qwen2vl_extras.compiled import compile_once
 from qwen2vl_extras.int4 import Int4Linear
 from qwen2vl_extras.packed_config import PackedFormat
 from qwen2vl_extras.packed_layout import GroupedWeight
+from qwen2vl_extras.words import words_of
 from tests.helpers.packed_folders import Variant, random_variant, section_of, write_packed
 from tests.helpers.reference import error, random_config, random_inputs
 
@@ -439,7 +440,7 @@ def test_a_row_of_a_compiled_step_is_exact_and_others_are_as_in_blocks(
     x = torch.tensor(rng.normal(size=(20, in_features)) + 0.5).bfloat16()
     expected = x.double()[:, layer.order] @ weight.T
     assert layer.fits_words
-    found = compile_once(Int4Linear.row_product)(layer, x[0])
+    found = compile_once(words.row_product)(x[0], words_of(layer))
     assert error(found.double(), expected[0]) <= 2e-6
     assert error(layer(x).double(), expected) <= 0.02
     assert layer.is_in_rows
