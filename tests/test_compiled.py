@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_not_finite_after_a_compiled_row(dtype, number):
 
 
 def test_only_whole_words_are_read_as_words():
-    """A matrix within another's memory may begin in the middle of a word, and its rows may end so."""
+    """A matrix within other memory may begin in the middle of a word, and its rows may end so."""
     memory = torch.zeros(64 * 8 + 1, dtype=torch.bfloat16)
     for begin, columns, fits in ((0, 64, True), (1, 64, False), (0, 63, False), (2, 62, True)):
         layer = nn.Linear(columns, 8, bias=False, device="meta")
