@@ -50,13 +50,13 @@ def words_of(layer: nn.Linear) -> Words | None:
         pairs = layer.scales_and_zeros.flatten(1).view(torch.float32)
         return Words(4, weight.view(torch.float32), pairs, layer.order)
     bits = {torch.bfloat16: 16, torch.int8: 8}.get(weight.dtype)
-    if bits is None or not fit(weight):
+    if bits is None or not is_whole_words(weight):
         return None
     return Words(bits, weight.view(torch.float32))
 
 
-def fit(matrix: Tensor) -> bool:
-    """Whether the rows of a matrix (out, ...) are whole words."""
+def is_whole_words(matrix: Tensor) -> bool:
+    """Whether a matrix (out, ...) begins with a word, and its rows end with one."""
     ends_in_a_word = matrix.shape[1] * matrix.itemsize * 8 % WORD_BITS == 0
     begins_in_a_word = matrix.storage_offset() * matrix.itemsize * 8 % WORD_BITS == 0
     return matrix.is_contiguous() and ends_in_a_word and begins_in_a_word
