@@ -16,7 +16,6 @@ from functools import cache
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from qwen2vl_extras import products
@@ -142,12 +141,7 @@ class Int4Linear(nn.Linear):
     def unpacked_product(self, rows: Tensor) -> Tensor:
         """rows (n, in), in the order of the weight, times the weight: (n, out)."""
         dtype = torch.float32 if products.needs_float32(rows) else rows.dtype
-        wide = rows.to(dtype)
-        parts = []
-        for start in range(0, self.out_features, products.OUTPUTS_AT_ONCE):
-            weight = self.unpack(slice(start, start + products.OUTPUTS_AT_ONCE)).to(dtype)
-            parts.append(F.linear(wide, weight).to(rows.dtype))
-        return torch.cat(parts, dim=-1)
+        return products.in_parts(rows, dtype, self.out_features, self.unpack)
 
     def unpack(self, outputs: slice) -> Tensor:
         """The weights (n, in) of some outputs in float32."""
@@ -202,13 +196,12 @@ class Int4Linear(nn.Linear):
     def arrange_for_steps(self, compiled: bool) -> None:
         """Bring the codes into the order in which steps of decoding read them.
 
-        Nothing happens on CUDA, and in other dtypes than bfloat16, in which PyTorch's product is
-        slow: there weights are unpacked for each step.
+        Nothing happens on CUDA, where they never are in rows, and in other dtypes than bfloat16, in
+        which PyTorch's product is slow: there weights are unpacked for each step.
         """
-        is_on_cpu = self.weight.device.type == "cpu"
         in_bfloat16 = self.scales_and_zeros.dtype == torch.bfloat16
         in_rows = compiled and self.fits_words
-        if not is_on_cpu or not in_bfloat16 or in_rows == self.is_in_rows:
+        if not in_bfloat16 or in_rows == self.is_in_rows:
             return
         rearrange = blocks_to_rows if in_rows else rows_to_blocks
         packed = rearrange(self.weight)

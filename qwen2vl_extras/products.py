@@ -5,6 +5,8 @@ and converting the weight on the way costs little. The plain version is nn.Linea
 have the dtype of the weights again; sums in float32 are the more exact ones.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -40,12 +42,26 @@ def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The result (..., out) has the dtype of x; the weight may have any, int8 among them.
     """
-    wide = x.float()
+    return in_parts(x, torch.float32, len(weight), lambda outputs: weight[outputs], bias)
+
+
+def in_parts(
+    x: Tensor,
+    dtype: torch.dtype,
+    out_features: int,
+    weight_of: Callable[[slice], Tensor],
+    bias: Tensor | None = None,
+) -> Tensor:
+    """F.linear of x (..., in), computed in `dtype` for some outputs at a time: (..., out).
+
+    weight_of: the weight (n, in) of a slice of outputs, in any dtype. The result is in that of x.
+    """
+    wide = x.to(dtype)
     parts = []
-    for start in range(0, len(weight), OUTPUTS_AT_ONCE):
+    for start in range(0, out_features, OUTPUTS_AT_ONCE):
         outputs = slice(start, start + OUTPUTS_AT_ONCE)
-        part_of_bias = None if bias is None else bias[outputs].float()
-        parts.append(F.linear(wide, weight[outputs].float(), part_of_bias).to(x.dtype))
+        part_of_bias = None if bias is None else bias[outputs].to(dtype)
+        parts.append(F.linear(wide, weight_of(outputs).to(dtype), part_of_bias).to(x.dtype))
     return torch.cat(parts, dim=-1)
 
 
